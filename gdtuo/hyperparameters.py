@@ -1,0 +1,71 @@
+"""A block of hyperparameters that is learned: the numbers as written, the shifts beside them, the effective values."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .domains import Domain
+from .rules import Number
+
+__all__ = ["Learned", "written"]
+
+
+class Learned:
+    """H hyperparameters of one level in B blocks; every array here is [B, H].
+
+    Args:
+        domains: name -> domain of each learned hyperparameter, in the order of the columns.
+    """
+
+    def __init__(self, domains: Mapping[str, Domain]) -> None:
+        self.names = tuple(domains)
+        self.domains = tuple(domains.values())
+        # One evaluation per kind of domain: bounds enter as limits, so they do not tell formulas apart.
+        kinds: dict[Any, list[int]] = {}
+        for column, domain in enumerate(self.domains):
+            fields = {f.name: getattr(domain, f.name) for f in dataclasses.fields(domain)}
+            formula = (type(domain), *(fields[name] for name in fields if name not in ("minimum", "maximum")))
+            kinds.setdefault(formula, []).append(column)
+        self._kinds = [(self.domains[columns[0]], columns) for columns in kinds.values()]
+        self.written = self.low = self.high = torch.empty(0)
+
+    def write(self, written: Tensor) -> None:
+        """Take [B, H] numbers as the user or a scheduler left them."""
+        self.written = written
+        limits = [d.limits(written[:, i]) for i, d in enumerate(self.domains)]
+        self.low, self.high = (torch.stack(bound, dim=1) for bound in zip(*limits, strict=True))
+
+    def project(self, shift: Tensor) -> Tensor:
+        """The nearest shift whose effective value lies within the bounds."""
+        return torch.minimum(torch.maximum(shift, self.low), self.high)
+
+    def effective(self, shift: Tensor) -> Tensor:
+        """The values that the rule sees."""
+        return self._evaluate("shifted", self.project(shift))
+
+    def slope(self, shift: Tensor) -> Tensor:
+        """d(effective value)/d(shift)."""
+        return self._evaluate("slope", self.project(shift))
+
+    def _evaluate(self, method: str, shift: Tensor) -> Tensor:
+        if len(self._kinds) == 1:
+            domain = self._kinds[0][0]
+            return getattr(domain, method)(self.written, shift)
+        result = torch.empty_like(shift)
+        for domain, columns in self._kinds:
+            result[:, columns] = getattr(domain, method)(self.written[:, columns], shift[:, columns])
+        return result
+
+
+def written(numbers: Sequence[Sequence[Number]], like: Tensor) -> Tensor:
+    """[G, A] numbers as they stand in the groups, tensors among them, without synchronising with a device."""
+    if not any(isinstance(number, Tensor) for group in numbers for number in group):
+        return torch.tensor(numbers, dtype=like.dtype, device=like.device).reshape(len(numbers), -1)
+    return torch.stack(
+        [torch.stack([torch.as_tensor(number).detach().to(like).reshape(()) for number in group]) for group in numbers]
+    )

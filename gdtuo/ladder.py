@@ -1,0 +1,226 @@
+"""The levels above the first: scalars, stacked over all parameter groups, a pure function of what came before.
+
+Level k >= 1 moves the shifts of level k - 1, an array [C, P]: C rows (blocks of level k - 1, sorted by parameter
+group) by P hyperparameters. Its own hyperparameters have shifts [B, H]: one row for each group, or, learned per
+element, one for each of the C · P entries. G parameter groups in all; level k + 1 has one group for each group of
+level k, so a group's numbers never meet another's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .domains import Domain
+from .hyperparameters import Learned
+from .pullback import Sums, derive, elementwise_hypergradient, hypergradient
+from .rules import Number, Rule
+from .store import Shape, Store
+from .torch_top import TorchFactory, TorchTop
+
+__all__ = ["Ladder", "Plan"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a level is, without its numbers."""
+
+    rule: Rule
+    present: tuple[str, ...]  # hyperparameters that the rule is given
+    domains: Mapping[str, Domain]  # of those that the level above learns, in the order of its columns
+    per: str
+    kind: str  # "cosine" or "exact"
+    horizon: int
+
+    @property
+    def decay(self) -> float:
+        """What remains of the trace of earlier updates after one more."""
+        return 1.0 - 1.0 / self.horizon
+
+
+class Ladder:
+    """All levels above the weights.
+
+    Args:
+        plans: the level of the weights, then the levels above it.
+        factory: builds the torch optimizer that stands on top, if one does.
+        blocks: how many blocks (rows of learned hyperparameters) each group of the weights' level has.
+        params: how many parameters each group has.
+        dtype, device: of every number here.
+    """
+
+    def __init__(
+        self,
+        plans: Sequence[Plan],
+        factory: TorchFactory | None,
+        blocks: Sequence[int],
+        params: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.plans = list(plans)
+        self.groups = len(blocks)
+        self.learned = [Learned(plan.domains) for plan in plans]
+        if factory is None:
+            self.learned.pop()  # nothing stands above the last plan
+        self.blocks = [list(blocks)]  # rows per group of each level's hyperparameters
+        self.state_names: list[list[str]] = [[]]
+        shapes: dict[str, Shape] = {}
+        for k, plan in enumerate(plans):
+            if k:
+                below = len(self.learned[k - 1].names)
+                rows = self.blocks[-1]
+                self.blocks.append([n * below for n in rows] if plan.per == "element" else [1] * self.groups)
+                self.state_names.append(list(plan.rule.init(torch.zeros(1, below, dtype=dtype, device=device), plan.present)))
+                shapes |= {f"L{k}/state/{name}": Shape(rows, (below,)) for name in self.state_names[k]}
+                shapes[f"L{k}/step"] = Shape([1] * self.groups, (1,))
+            else:
+                shapes["L0/last"] = Shape(params, (len(plan.present) + len(self.learned[0].names) + 1,))
+            if k < len(self.learned):
+                here = len(self.learned[k].names)
+                for name in ("shift", "slope", "hypergradient"):
+                    shapes[f"L{k}/{name}"] = Shape(self.blocks[k], (here,))
+                if k:
+                    shapes[f"L{k}/trace"] = Shape(rows, (below, here))
+                    shapes[f"L{k}/sums"] = Shape([1] * self.groups, (here + 1,))  # |z|², |Δ|²
+        self.store = Store(shapes, dtype, device)
+        index = torch.arange(self.groups, device=device)
+        self.row_group = [index.repeat_interleave(torch.tensor(rows, device=device)) for rows in self.blocks]
+        self.numbers: list[list[Number]] = []  # written values of each level above the first, by name
+        self._last = len(self.learned) - 1
+        self.top = TorchTop(factory, self.store[f"L{self._last}/shift"].split(self.blocks[self._last])) if factory else None
+        for k, plan in enumerate(plans[1:], start=1):  # a state may start elsewhere than at 0
+            for name, value in plan.rule.init(self.store[f"L{k - 1}/shift"], plan.present).items():
+                self.store[f"L{k}/state/{name}"].copy_(value)
+
+    def write(self, numbers: Sequence[Tensor]) -> None:
+        """Take the written values of every level: [G, number of hyperparameters present], finite or not."""
+        self.numbers = []
+        for k, (plan, values) in enumerate(zip(self.plans, numbers, strict=True)):
+            if k < len(self.learned):
+                chosen = [plan.present.index(name) for name in plan.domains]
+                self.learned[k].write(values[:, chosen][self.row_group[k]])
+            same = bool((values == values[:1]).all()) if values.device.type == "cpu" else False
+            # one number for all groups stays a number: cheaper, and exactly what a plain optimizer would use
+            self.numbers.append(values[0].tolist() if same else list(values.unsqueeze(-1).unbind(1)))
+
+    def effective(self, k: int) -> Tensor:
+        """[B, H] values of level k's learned hyperparameters."""
+        return self.learned[k].effective(self.store[f"L{k}/shift"])
+
+    def pull(self, gradient: Tensor) -> list[Tensor]:
+        """The gradients of every level's shifts, bottom up, from that of the first level's [B, H]."""
+        gradients = [gradient]
+        for k in range(1, len(self.learned)):
+            gradients.append(self._pull(k, gradients[-1]))
+        return gradients
+
+    def _pull(self, k: int, gradient: Tensor) -> Tensor:
+        """The last update of level k pulled back: [C, P] -> [B, H]."""
+        plan, trace, sums = self.plans[k], self.store[f"L{k}/trace"], self.store[f"L{k}/sums"]
+        products = gradient.unsqueeze(-1) * trace  # [C, P, H]
+        zz, dd = sums[:, :-1], sums[:, -1:]
+        gg = self._by_group(k - 1, (gradient * gradient).sum(1, keepdim=True))
+        eps = torch.finfo(trace.dtype).eps
+        if plan.per == "element":
+            rows = self.row_group[k]
+            count = torch.bincount(rows, minlength=self.groups).unsqueeze(1)[rows]
+            block = Sums(zz[rows], zz[rows], gg[rows], dd[rows])
+            return elementwise_hypergradient(plan.kind, products.flatten(0, 1), block, count, eps)
+        return hypergradient(plan.kind, Sums(self._by_group(k - 1, products.sum(1)), zz, gg, dd), eps)
+
+    def _by_group(self, k: int, rows: Tensor) -> Tensor:
+        """Sums over the rows of each group of level k's blocks: [B, ...] -> [G, ...]."""
+        if len(rows) == self.groups and max(self.blocks[k], default=0) <= 1:
+            return rows
+        return rows.new_zeros(self.groups, *rows.shape[1:]).index_add_(0, self.row_group[k], rows)
+
+    def reports(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """What users see: cosines as they are, exact ones with respect to the effective value."""
+        reports = []
+        for k, gradient in enumerate(gradients):
+            slope = self.store[f"L{k}/slope"]
+            flat = slope == 0  # the value is 0 there and stays 0
+            reports.append(
+                torch.where(flat, 0.0, gradient / torch.where(flat, 1.0, slope)) if self.plans[k].kind == "exact" else gradient
+            )
+        return reports
+
+    def step(self, gradient: Tensor, active: Sequence[bool]) -> Tensor:
+        """Every level above the weights steps once, top down, with the hypergradients of `pull`.
+
+        Args:
+            gradient: [B, H] of the first level's shifts.
+            active: which groups take part.
+
+        Returns:
+            [G] whether a group was frozen because a number was not finite.
+        """
+        store, snapshot = self.store, self.store.flat.clone()
+        gradients = self.pull(gradient)
+        for k, report in enumerate(self.reports(gradients)):
+            store[f"L{k}/hypergradient"].copy_(report)
+        undo: list[tuple[int, Tensor, Tensor]] = []
+        if self.top is not None:
+            sizes = self.blocks[self._last]
+            undo = self.top.step(store[f"L{self._last}/shift"].split(sizes), gradients[-1].split(sizes), active)
+            self._move(self._last, self.top.shifts())
+        for k in range(len(self.plans) - 1, 0, -1):
+            self._move(k - 1, self._update(k, gradients[k - 1]))
+        frozen = kept = ~store.finite(self.groups)
+        if not all(active):
+            mask = torch.tensor(active, device=frozen.device)
+            frozen, kept = frozen & mask, frozen | ~mask
+        store.keep(snapshot, kept)
+        if self.top is not None:
+            self.top.keep(undo, kept)
+        return frozen
+
+    def _move(self, k: int, shifts: Tensor) -> None:
+        self.store[f"L{k}/shift"].copy_(self.learned[k].project(shifts))
+
+    def _update(self, k: int, gradient: Tensor) -> Tensor:
+        """One update of level k: its new state and trace are stored, the new shifts of level k - 1 returned."""
+        plan, store = self.plans[k], self.store
+        shift = store[f"L{k - 1}/shift"]
+        state = {name: store[f"L{k}/state/{name}"] for name in self.state_names[k]}
+        step = store[f"L{k}/step"].add_(1)
+        step = self._spread(k - 1, step)
+        hyper: dict[str, Number] = {}
+        for name, number in zip(plan.present, self.numbers[k], strict=True):
+            hyper[name] = self._spread(k - 1, number) if isinstance(number, Tensor) else number
+        if k == len(self.learned):
+            delta, after = plan.rule.update(shift, gradient, state, hyper, step)
+        else:
+            learned = self.learned[k]
+            own = store[f"L{k}/shift"]
+            hyper |= zip(learned.names, self._columns(k, learned.effective(own)).unbind(-1), strict=True)
+            if plan.rule.closed_form:
+                delta, after = plan.rule.update(shift, gradient, state, hyper, step)
+                _, tangents = plan.rule.replay(learned.names, shift, gradient, after, hyper, step)
+            else:
+                delta, tangents, after = derive(plan.rule, learned.names, shift, gradient, state, hyper, step)
+            slope = learned.slope(own)
+            store[f"L{k}/slope"].copy_(slope)
+            trace = store[f"L{k}/trace"]
+            trace.mul_(plan.decay).add_(torch.stack(tangents, dim=-1) * self._columns(k, slope))
+            sums = torch.cat(((trace * trace).sum(1), (delta * delta).sum(1, keepdim=True)), dim=1)
+            store[f"L{k}/sums"].copy_(self._by_group(k - 1, sums))
+        for name, value in state.items():
+            value.copy_(after[name])
+        return shift + delta
+
+    def _spread(self, k: int, groups: Tensor) -> Tensor:
+        """[G, 1] -> [rows of level k, 1]."""
+        return (
+            groups if max(self.blocks[k], default=0) <= 1 and len(self.row_group[k]) == self.groups else groups[self.row_group[k]]
+        )
+
+    def _columns(self, k: int, values: Tensor) -> Tensor:
+        """[B, H] of level k -> [C, P, H] or [C, 1, H], to broadcast against what it moves."""
+        if self.plans[k].per == "element":
+            return values.view(len(self.row_group[k - 1]), -1, values.shape[1])
+        return self._spread(k - 1, values).unsqueeze(1)

@@ -1,0 +1,221 @@
+"""Adam and AdamW."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from ..domains import Positive, UnitInterval
+from ..level import Learning, Level, Params
+from ..rules import Hyper, Number, Rule, State, safe_divide, safe_sqrt
+
+__all__ = ["Adam", "AdamRule", "AdamW", "AdamWRule"]
+
+
+@dataclass(frozen=True)
+class AdamRule(Rule):
+    """m ← β1 m + (1-β1) g; v ← β2 v + (1-β2) g²; w ← w - η m̂ / (√v̂ + ε), m̂ = m / (1-β1^t), v̂ = v / (1-β2^t)."""
+
+    amsgrad: bool = False
+    maximize: bool = False
+
+    hyperparameters = {
+        "lr": (1e-3, Positive()),
+        "beta1": (0.9, UnitInterval()),
+        "beta2": (0.999, UnitInterval()),
+        "eps": (1e-8, Positive()),
+        "weight_decay": (0.0, Positive()),
+    }
+    optional = frozenset(("weight_decay",))
+    closed_form: ClassVar[bool] = True
+    decoupled: ClassVar[bool] = False  # whether weight decay stays out of the moments
+
+    def init(self, weights: Tensor, hyper: Collection[str]) -> State:
+        names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")[: 3 if self.amsgrad else 2]
+        return {name: torch.zeros_like(weights) for name in names}
+
+    def reads_weights(self, hyper: Collection[str]) -> bool:
+        return "weight_decay" in hyper
+
+    def _gradient(self, weights: Tensor, gradient: Tensor, hyper: Hyper) -> Tensor:
+        gradient = -gradient if self.maximize else gradient
+        return gradient + hyper["weight_decay"] * weights if "weight_decay" in hyper and not self.decoupled else gradient
+
+    def _decay(self, weights: Tensor, delta: Tensor, hyper: Hyper) -> Tensor:
+        return delta - hyper["lr"] * hyper["weight_decay"] * weights if "weight_decay" in hyper and self.decoupled else delta
+
+    def update(self, weights: Tensor, gradient: Tensor, state: State, hyper: Hyper, step: Number) -> tuple[Tensor, State]:
+        g = self._gradient(weights, gradient, hyper)
+        beta1, beta2 = hyper["beta1"], hyper["beta2"]
+        first = beta1 * state["exp_avg"] + (1 - beta1) * g
+        second = beta2 * state["exp_avg_sq"] + (1 - beta2) * (g * g)
+        after = {"exp_avg": first, "exp_avg_sq": second}
+        if self.amsgrad:
+            second = after["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], second)
+        denominator = safe_sqrt(second) / (1 - beta2**step) ** 0.5 + hyper["eps"]
+        delta = (-hyper["lr"] / (1 - beta1**step)) * (first / denominator)
+        return self._decay(weights, delta, hyper), after
+
+    def remembers(self, learned: Collection[str], hyper: Collection[str]) -> frozenset[str]:
+        needs = set()
+        if {"beta1", "beta2"}.intersection(learned):
+            needs.add("gradient")
+        if "weight_decay" in hyper:
+            if not self.decoupled and (needs or "weight_decay" in learned):
+                needs.update(("gradient", "weights"))
+            if self.decoupled:
+                needs.add("weights")
+        return frozenset(needs)
+
+    def replay(
+        self, learned: tuple[str, ...], weights: Tensor, gradient: Tensor, state: State, hyper: Hyper, step: Number
+    ) -> tuple[Tensor, list[Tensor]]:
+        lr, beta1, beta2 = hyper["lr"], hyper["beta1"], hyper["beta2"]
+        first, second = state["exp_avg"], state["exp_avg_sq"]
+        largest = state["max_exp_avg_sq"] if self.amsgrad else second
+        bias1, bias2 = 1 - beta1**step, 1 - beta2**step
+        root = safe_sqrt(largest) / bias2**0.5
+        denominator = root + hyper["eps"]
+        mean = first / bias1
+        direction = self._decay(weights, -mean / denominator * lr, hyper)
+
+        def through(mean_change: Tensor | float, square_change: Tensor | float) -> Tensor:
+            # d(m̂ / (√v̂ + ε)) for changes of m̂ and v̂; √v̂ moves by half the change of v̂ over √v̂
+            return mean_change / denominator - mean / denominator**2 * safe_divide(square_change * 0.5, root)
+
+        def largest_change(change: Tensor) -> Tensor:  # amsgrad follows v only where v is the largest so far
+            return torch.where(second == largest, change, 0.0) if self.amsgrad else change
+
+        def derivative(name: str) -> Tensor:  # ∂Δ/∂name
+            if name == "lr":
+                decay = hyper["weight_decay"] * weights if "weight_decay" in hyper and self.decoupled else 0.0
+                return -mean / denominator - decay
+            if name == "eps":
+                return lr * mean / denominator**2
+            if name == "weight_decay" and self.decoupled:
+                return -lr * weights
+            g = self._gradient(weights, gradient, hyper)
+            if name == "weight_decay":  # ∂g = w
+                square_change = largest_change(2 * (1 - beta2) * g * weights) / bias2
+                return -lr * through((1 - beta1) / bias1 * weights, square_change)
+            # the moments before the update are (m - (1 - β1) g) / β1 and its like, so ∂m/∂β1 = (m - g) / β1
+            if name == "beta1":
+                return -lr * through(((first - g) / beta1 + mean * step * beta1 ** (step - 1)) / bias1, torch.zeros_like(g))
+            change = largest_change((second - g * g) / beta2)
+            return -lr * through(0.0, (change + largest / bias2 * step * beta2 ** (step - 1)) / bias2)
+
+        return direction, [derivative(name) for name in learned]
+
+
+@dataclass(frozen=True)
+class AdamWRule(AdamRule):
+    """Adam with decoupled weight decay: w ← w - η λ w beside Adam's own update."""
+
+    hyperparameters = {**AdamRule.hyperparameters, "weight_decay": (1e-2, Positive())}
+    decoupled: ClassVar[bool] = True
+
+
+class Adam(Level):
+    r"""Adam, as `torch.optim.Adam`, and itself optimizable.
+
+    .. math::
+        g &\leftarrow \nabla L(w) + \lambda w \\
+        m &\leftarrow \beta_1 m + (1 - \beta_1) g, \qquad v \leftarrow \beta_2 v + (1 - \beta_2) g^2 \\
+        w &\leftarrow w - \eta \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}
+
+    Args:
+        params: parameters, named parameters or parameter groups; without them the level is a template.
+        lr: step size η >= 0, in units of weight. Default: 1e-3.
+        betas: (β1, β2), each in [0, 1). Default: (0.9, 0.999).
+        eps: ε >= 0, in units of gradient. Default: 1e-8.
+        weight_decay: λ >= 0, an L2 penalty that enters the gradient. Default: 0.
+        amsgrad: divide by the largest v so far (Reddi et al. 2018).
+        maximize: ascend instead of descend.
+        foreach, capturable, fused: torch's choice between its own implementations of this same update;
+            recorded in the groups, as torch does, so that scripts and checkpoints move between the two.
+        differentiable: only False; a tower needs no differentiable step, and `True` raises.
+        learning: the keywords of `Learning`: optimizer, learn, per, hypergradient, horizon, domains.
+
+    Learnable: lr, beta1, beta2 (together "betas"), eps, weight_decay.
+
+    Raises:
+        ValueError: a number outside its range, before anything has changed.
+
+    References:
+        Kingma, Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, algorithm 1. As in torch, ε is
+        added after the bias correction of √v. A weight whose gradient has always been 0 stays put even with
+        eps = 0 (torch: NaN).
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = Adam(model.parameters(), lr=1e-3, optimizer=Adam(lr=0.01))
+        >>> str(optimizer), optimizer.height
+        ('adam / adam', 1)
+    """
+
+    rule: ClassVar[type[Rule]] = AdamRule
+    aliases = {"betas": ("beta1", "beta2")}
+
+    def __init__(
+        self,
+        params: Params = None,
+        lr: Number = 1e-3,
+        betas: tuple[Number, Number] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: Number | None = None,
+        amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        **learning: Unpack[Learning],
+    ) -> None:
+        if weight_decay is None:
+            weight_decay = self.rule.hyperparameters["weight_decay"][0]
+        numbers = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        switches = {"amsgrad": amsgrad, "maximize": maximize}
+        hints = {"foreach": foreach, "capturable": capturable, "differentiable": differentiable, "fused": fused}
+        super().__init__(params, **numbers, **switches, **hints, **learning)
+
+    @classmethod
+    def check(cls, group: dict) -> None:
+        """A beta of 1 would never take anything in."""
+        for i, beta in enumerate(group["betas"]):
+            if not beta < 1:
+                raise ValueError(f"{cls.__name__} got betas[{i}]={beta}: a beta is in [0, 1). Usual values are (0.9, 0.999).")
+
+
+class AdamW(Adam):
+    r"""Adam with decoupled weight decay, as `torch.optim.AdamW`, and itself optimizable.
+
+    .. math::
+        w \leftarrow w - \eta \lambda w - \eta \frac{\hat m}{\sqrt{\hat v} + \epsilon}
+
+    Arguments are those of `Adam`; only two differ in meaning or default.
+
+    Args:
+        weight_decay: λ >= 0; each step shrinks the weights by the factor 1 - η λ. Default: 1e-2.
+
+    References:
+        Loshchilov, Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, algorithm 2, with torch's
+        coupling of the decay to the learning rate.
+
+    Example:
+        >>> import torch
+        >>> w = torch.nn.Parameter(torch.ones(1))
+        >>> optimizer = AdamW([w], lr=0.1, weight_decay=0.5)
+        >>> w.grad = torch.zeros(1)
+        >>> optimizer.step()
+        >>> w.data
+        tensor([0.9500])
+    """
+
+    rule: ClassVar[type[Rule]] = AdamWRule

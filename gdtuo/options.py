@@ -1,0 +1,108 @@
+"""How a level's hyperparameters are learned by the level above: the keywords that every level takes, checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+from .domains import Domain, Positive
+from .pullback import KINDS
+from .torch_top import TorchFactory
+
+if TYPE_CHECKING:
+    from .level import Level
+
+__all__ = ["Learning", "Options"]
+
+#: A step size above the first level is a relative change of a step size per step: above this, towers run away.
+UPPER_LR_MAXIMUM = 0.2
+
+GRANULARITIES = ("group", "tensor", "element")
+
+
+class Learning(TypedDict, total=False):
+    """The keywords of every level, all of them about how *its* hyperparameters are learned by the level above.
+
+    optimizer: the level above: an unbound `Level`, or a callable that makes an elementwise torch optimizer of
+        parameters (`lambda params: torch.optim.Adam(params, lr=0.01)`). Default: None, nothing is learned.
+    learn: names of what is learned, "all", or one name; "betas" stands for "beta1" and "beta2". Default: "lr".
+    per: "group" (default): one value for each parameter group; "tensor": for each parameter; "element": for
+        each weight.
+    hypergradient: what goes upward as the gradient of a hyperparameter's shift. "cosine" (default): the cosine
+        between the gradient and the direction in which the hyperparameter would have moved the weights,
+        without units, so that a hyper-step size is a relative change per step. "exact": the derivative of
+        the loss; with `Real` domains that is the published algorithm (Chandra et al. 2022).
+    horizon: over how many updates the effect of a hyperparameter is accumulated, Z ← (1 - 1/N) Z + ∂w/∂shift.
+        Default: 1, the last update alone.
+    domains: name -> `Domain`, in place of those that the rule declares. Above the first level the learning rate's
+        is Positive(maximum=0.2) unless you name another.
+    """
+
+    optimizer: Level | TorchFactory | None
+    learn: str | Iterable[str]
+    per: Literal["group", "tensor", "element"]
+    hypergradient: Literal["cosine", "exact"]
+    horizon: int
+    domains: Mapping[str, Domain]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """`Learning` after its checks, names spelled out; `learn` is None for "all"."""
+
+    learn: tuple[str, ...] | None
+    per: str
+    hypergradient: str
+    horizon: int
+    domains: Mapping[str, Domain]
+
+    @classmethod
+    def parse(cls, level: type[Level], given: Mapping[str, Any]) -> Options:
+        """Check the keywords of `Learning`, except `optimizer`.
+
+        Raises:
+            ValueError: if a name or a choice is unknown.
+            TypeError: if a value is of a wrong type.
+        """
+        names, title = tuple(level.rule.hyperparameters), level.__name__
+
+        def spell(name: Any) -> tuple[str, ...]:
+            known = {**{n: (n,) for n in names}, **level.aliases}
+            if name not in known:
+                raise ValueError(f"{title} has no hyperparameter {name!r} to learn. It has {', '.join(known)}, or 'all'.")
+            return known[name]
+
+        learn = given.get("learn", ("lr",) if "lr" in names else "all")
+        if learn != "all":
+            chosen = {n for name in ([learn] if isinstance(learn, str) else learn) for n in spell(name)}
+            if not chosen:
+                raise ValueError(f"{title} got learn=(): name what is learned, or leave optimizer= out to learn nothing.")
+            learn = tuple(name for name in names if name in chosen)
+        per = given.get("per", "group")
+        if per not in GRANULARITIES:
+            raise ValueError(f"{title} got per={per!r}. It is one of {', '.join(map(repr, GRANULARITIES))}.")
+        if per == "element" and not level.rule.elementwise:
+            raise ValueError(f"{title} got per='element', but its rule is not elementwise. Use per='tensor'.")
+        kind = given.get("hypergradient", "cosine")
+        if kind not in KINDS:
+            raise ValueError(f"{title} got hypergradient={kind!r}. It is one of {', '.join(map(repr, KINDS))}.")
+        horizon = given.get("horizon", 1)
+        if not isinstance(horizon, int) or isinstance(horizon, bool) or horizon < 1:
+            raise ValueError(f"{title} got horizon={horizon!r}: it counts updates, an integer >= 1. Use 1 for the last alone.")
+        domains = {n: domain for name, domain in given.get("domains", {}).items() for n in spell(name)}
+        for name, domain in domains.items():
+            if not isinstance(domain, Domain):
+                raise TypeError(
+                    f"{title} got domains={{{name!r}: {domain!r}}}. Give an instance of a domain, as gdtuo.Positive(maximum=1.0)."
+                )
+        return cls(None if learn == "all" else learn, per, kind, horizon, domains)
+
+    def domain(self, level: type[Level], name: str, height: int) -> Domain:
+        """The domain of a hyperparameter of a level that stands `height` levels above the weights' own."""
+        if name in self.domains:
+            return self.domains[name]
+        domain = level.rule.hyperparameters[name][1]
+        if height and name == "lr" and type(domain) is Positive:
+            return dataclasses.replace(domain, maximum=min(domain.maximum, UPPER_LR_MAXIMUM))
+        return domain

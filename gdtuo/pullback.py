@@ -1,0 +1,93 @@
+"""One update differentiated: the derivative with respect to its hyperparameters, and what of it goes upward.
+
+Notation: g is the current gradient, Δ what the last update added to the weights, z = ∂Δ/∂(shift) its tangent.
+The vector-Jacobian product of the last update with g is ⟨g, z⟩; the cosine needs |z| as well, so everything
+is computed from the tangent (forward mode), never by a backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from .rules import Hyper, Number, Rule, State
+
+__all__ = ["Sums", "derive", "elementwise_hypergradient", "hypergradient", "segment_sum"]
+
+KINDS = ("cosine", "exact")
+
+
+def derive(
+    rule: Rule, learned: Sequence[str], weights: Tensor, gradient: Tensor, state: State, hyper: Hyper, step: Number
+) -> tuple[Tensor, list[Tensor], State]:
+    """An update and its tangents, derived from `rule.update` by forward-mode differentiation.
+
+    Returns:
+        (Δ, [∂Δ/∂(effective value) for each learned name], the new state).
+    """
+    tangents = []
+    for name in learned:
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(hyper[name], torch.ones_like(hyper[name]))
+            delta, after = rule.update(weights, gradient, state, {**hyper, name: dual}, step)
+            delta, tangent = forward_ad.unpack_dual(delta)
+            tangents.append(torch.zeros_like(delta) if tangent is None else tangent.to(delta.dtype))
+            after = {key: forward_ad.unpack_dual(value).primal for key, value in after.items()}
+    return delta, tangents, after
+
+
+class Sums(NamedTuple):
+    """What the normalisation needs of each block, additive over the parts of a block. B blocks, H hyperparameters."""
+
+    gz: Tensor  # [B, H] ⟨g, z⟩
+    zz: Tensor  # [B, H] |z|²
+    gg: Tensor  # [B, 1] |g|²
+    dd: Tensor  # [B, 1] |Δ|²
+
+    @classmethod
+    def of_table(cls, table: Tensor, count: int) -> Sums:
+        """Views of a [B, 2 H + 2] table, the one small tensor that a collective would reduce."""
+        return cls(*table.split((count, count, 1, 1), dim=1))
+
+    @staticmethod
+    def table(gradient: Tensor, tangents: Sequence[Tensor], lengths: Tensor | None) -> Tensor:
+        """[B, 2 H + 1], all but |Δ|², of flat arrays; `lengths` cuts them into blocks, None for one block."""
+        products = [gradient * z for z in tangents] + [z * z for z in tangents] + [gradient * gradient]
+        return torch.stack([segment_sum(product, lengths) for product in products], dim=1)
+
+
+def segment_sum(array: Tensor, lengths: Tensor | None) -> Tensor:
+    """[n] -> [len(lengths)]: sums over consecutive stretches; None for one stretch."""
+    if lengths is None:
+        return array.sum().reshape(1)
+    return torch.segment_reduce(array, "sum", lengths=lengths)
+
+
+def hypergradient(kind: str, sums: Sums, eps: float) -> Tensor:
+    """[B, H]: what the level above receives as its gradient for a hyperparameter that governs a whole block.
+
+    exact:  ⟨g, z⟩ = dL/d(shift)
+    cosine: ⟨g, z⟩ / (|g| |z|), in [-1, 1] and without units. It is 0 where |z| <= √eps |Δ| (rounding noise of
+            an update that does not depend on the hyperparameter) and where it would be 0/0. NaN stays NaN.
+    """
+    if kind == "exact":
+        return sums.gz
+    norm = sums.gg.sqrt() * sums.zz.sqrt()
+    silent = (norm == 0) | (sums.zz <= eps * sums.dd)
+    return torch.where(silent, 0.0, sums.gz / torch.where(silent, 1.0, norm))
+
+
+def elementwise_hypergradient(kind: str, products: Tensor, sums: Sums, count: Tensor | int, eps: float) -> Tensor:
+    """[n, H]: the same for one hyperparameter a weight, from the products g_i z_i and sums over the weights' group.
+
+    cosine: g_i z_i over the product of the root mean squares of g and z (`count` weights), clamped to ±1.
+    """
+    if kind == "exact":
+        return products
+    norm = sums.gg.sqrt() * sums.zz.sqrt() / count
+    silent = (norm == 0) | (sums.zz <= eps * sums.dd)
+    return torch.where(silent, 0.0, products / torch.where(silent, 1.0, norm)).clamp(-1.0, 1.0)

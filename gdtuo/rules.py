@@ -1,0 +1,127 @@
+"""`Rule`: what one update of an optimizer is, as a pure function. It knows neither torch.optim nor autograd."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .domains import Domain
+
+__all__ = ["Rule", "safe_divide", "safe_sqrt"]
+
+Number: TypeAlias = float | Tensor
+Hyper: TypeAlias = Mapping[str, Any]  # name -> Number; Any, since torch's stubs do not let a Number multiply a Number
+State: TypeAlias = dict[str, Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule(ABC):
+    """One update of an optimizer: the interface that a new algorithm implements.
+
+    A subclass declares its hyperparameters and writes `init` and `update`; hypergradients are derived from
+    `update` by forward-mode differentiation. Switches such as `nesterov` are dataclass fields. To use a rule,
+    name it in a `Level`:
+
+    Example:
+        >>> import torch, gdtuo
+        >>> class SignRule(gdtuo.Rule):
+        ...     hyperparameters = {"lr": (1e-3, gdtuo.Positive()), "momentum": (0.9, gdtuo.UnitInterval())}
+        ...     def init(self, weights, hyper):
+        ...         return {"momentum_buffer": torch.zeros_like(weights)}
+        ...     def update(self, weights, gradient, state, hyper, step):
+        ...         mean = hyper["momentum"] * state["momentum_buffer"] + (1 - hyper["momentum"]) * gradient
+        ...         return -hyper["lr"] * mean.tanh(), {"momentum_buffer": mean}
+        >>> class Sign(gdtuo.Level):
+        ...     rule = SignRule
+        >>> weights = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = Sign([weights], lr=0.1, optimizer=gdtuo.SGD(), learn="all")
+        >>> str(optimizer)
+        'sign / sgd'
+
+    Attributes:
+        hyperparameters: name -> (default, domain), for every continuous number of the rule.
+        optional: names of hyperparameters that drop out where the user's number is exactly 0 and is not
+            learned: they are then absent from `hyper`, and a rule tests for that with `"momentum" in hyper`.
+            It must never branch on a value.
+        elementwise: whether each weight's update depends on that weight, its gradient and its state alone.
+            Only elementwise rules may be flattened, learned per element, or stand above the first level.
+    """
+
+    hyperparameters: ClassVar[Mapping[str, tuple[float, Domain]]] = {}
+    optional: ClassVar[frozenset[str]] = frozenset()
+    elementwise: ClassVar[bool] = True
+    closed_form: ClassVar[bool] = False
+
+    @classmethod
+    def switches(cls) -> dict[str, Any]:
+        """The rule's discrete options and their defaults."""
+        return {field.name: field.default for field in dataclasses.fields(cls)}
+
+    @abstractmethod
+    def init(self, weights: Tensor, hyper: Collection[str]) -> State:
+        """The state before the first update: name -> tensor, of `weights`' shape if the rule is elementwise.
+
+        `hyper` holds the names of the hyperparameters that are present.
+        """
+
+    @abstractmethod
+    def update(self, weights: Tensor, gradient: Tensor, state: State, hyper: Hyper, step: Number) -> tuple[Tensor, State]:
+        """One update: (what is added to the weights, the new state). Pure: no argument is changed.
+
+        `step` counts from 1. Each hyperparameter is a number or a tensor that broadcasts against `weights`.
+        Wherever a square root or a quotient can meet 0, use `safe_sqrt` and `safe_divide`, whose derivatives
+        are finite there.
+        """
+
+    def reads_weights(self, hyper: Collection[str]) -> bool:
+        """Whether `update` looks at `weights`; if not it may be handed an empty tensor."""
+        return True
+
+    def remembers(self, learned: Collection[str], hyper: Collection[str]) -> frozenset[str]:
+        """Which of "gradient" and "weights" `replay` needs of the last update, besides the state after it."""
+        return frozenset(("gradient", "weights"))
+
+    def replay(
+        self, learned: tuple[str, ...], weights: Tensor, gradient: Tensor, state: State, hyper: Hyper, step: Number
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The closed form of a rule with `closed_form = True`: the update that led to `state`, once more.
+
+        `state` is the state *after* the update; the other arguments are the update's own, and those that
+        `remembers` does not name may be empty tensors.
+
+        Returns:
+            what was added to the weights, and its derivative with respect to each learned hyperparameter.
+        """
+        raise TypeError(f"{type(self).__name__} has no closed form; its derivatives come from `update`.")
+
+
+def safe_sqrt(x: Tensor) -> Tensor:
+    """√x for x >= 0, with derivative 0 (not infinity) at 0.
+
+    Numbers below the dtype's smallest normal number, negative rounding noise included, count as that number.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([0.0, 4.0], requires_grad=True)
+        >>> safe_sqrt(x).sum().backward()
+        >>> x.grad
+        tensor([0.0000, 0.2500])
+    """
+    return x.clamp_min(torch.finfo(x.dtype).tiny).sqrt()
+
+
+def safe_divide(a: Tensor, b: Tensor) -> Tensor:
+    """a / b, and 0 where b is 0.
+
+    Example:
+        >>> import torch
+        >>> safe_divide(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 2.0]))
+        tensor([0.0000, 0.5000])
+    """
+    zero = b == 0
+    return torch.where(zero, 0.0, a / torch.where(zero, 1.0, b))

@@ -1,0 +1,57 @@
+"""`Store`: every number that a tower carries above the weights, in one flat tensor, with named views."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Shape", "Store"]
+
+
+class Shape(NamedTuple):
+    """A quantity of the tower: how many rows each parameter group has, and the shape of one row."""
+
+    rows: Sequence[int]
+    row: tuple[int, ...]
+
+
+class Store:
+    """Named tensors [all groups' rows, *row] laid out in one flat tensor.
+
+    One tensor, so that freezing a group is one masked copy whatever the height of the tower; named views, so
+    that a parameter group can carry its own rows (`view`) and checkpoints have flat keys.
+    """
+
+    def __init__(self, shapes: Mapping[str, Shape], dtype: torch.dtype, device: torch.device) -> None:
+        self._shapes = dict(shapes)
+        widths = {name: torch.Size(shape.row).numel() for name, shape in shapes.items()}
+        sizes = [sum(shape.rows) * widths[name] for name, shape in shapes.items()]
+        self.flat = torch.zeros(sum(sizes), dtype=dtype, device=device)
+        parts = self.flat.split(sizes)
+        self._views = {name: part.view(-1, *shape.row) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+        counts = [count * widths[name] for name, shape in shapes.items() for count in shape.rows]
+        groups = [group for shape in shapes.values() for group in range(len(shape.rows))]
+        self.group_of = torch.tensor(groups, device=device).repeat_interleave(torch.tensor(counts, device=device))
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._views[name]
+
+    def views(self, group: int) -> dict[str, Tensor]:
+        """The rows of one group, by name."""
+        result = {}
+        for name, shape in self._shapes.items():
+            start = sum(shape.rows[:group])
+            result[name] = self._views[name][start : start + shape.rows[group]]
+        return result
+
+    def keep(self, snapshot: Tensor, kept: Tensor) -> None:
+        """Put the groups where `kept` [G] is true back to a snapshot of `flat`, without a branch."""
+        torch.where(kept[self.group_of], snapshot, self.flat, out=self.flat)
+
+    def finite(self, count: int) -> Tensor:
+        """[G] whether every number of a group is finite."""
+        bad = (~self.flat.isfinite()).to(self.flat.dtype)
+        return torch.zeros(count, dtype=bad.dtype, device=bad.device).index_add_(0, self.group_of, bad) == 0

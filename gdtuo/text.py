@@ -1,0 +1,62 @@
+"""Towers from text: `tower("adam/sgd(lr=0.01)/sgd")`."""
+
+from __future__ import annotations
+
+import ast
+
+from .level import Level
+
+__all__ = ["tower"]
+
+
+def tower(text: str) -> Level:
+    """An unbound tower, bottom first, each level a name and, in parentheses, keyword arguments.
+
+    The names are those of the classes in lower case, subclasses of `Level` that you have defined included.
+
+    Args:
+        text: as "adam / sgd(lr=0.01) / sgd"; spaces do not matter. Values are Python literals.
+
+    Raises:
+        ValueError: if the text is not such a list, a name is unknown, or a level refuses its arguments.
+
+    Example:
+        >>> str(tower("adam(betas=(0.9, 0.99)) / sgd(lr=0.01) / sgd"))
+        'adam / sgd / sgd'
+    """
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+        calls = []
+        while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+            calls.append(_call(node.right))
+            node = node.left
+        calls.append(_call(node))
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"tower({text!r}): {error}. Write levels bottom first, as 'adam/sgd(lr=0.01)/sgd'.") from error
+    classes = _classes(Level)
+    above: Level | None = None
+    for name, arguments in calls:
+        if name not in classes:
+            raise ValueError(f"tower({text!r}): there is no level {name!r}. There are {', '.join(sorted(classes))}.")
+        try:
+            above = classes[name](**arguments, **({} if above is None else {"optimizer": above}))
+        except TypeError as error:
+            raise ValueError(f"tower({text!r}): {error}") from error
+    assert above is not None
+    return above
+
+
+def _call(node: ast.expr) -> tuple[str, dict]:
+    """One level: its lower-case name and its keyword arguments."""
+    if isinstance(node, ast.Name):
+        return node.id.lower(), {}
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args and all(k.arg for k in node.keywords):
+        return node.func.id.lower(), {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
+    raise ValueError(f"{ast.unparse(node)!r} is no level")
+
+
+def _classes(base: type[Level]) -> dict[str, type[Level]]:
+    found = {}
+    for cls in base.__subclasses__():
+        found |= {cls.__name__.lower(): cls} | _classes(cls)
+    return found
