@@ -1,0 +1,198 @@
+"""A naive tower: plain loops and torch.autograd, written from the papers' formulas, to compare the package with.
+
+It shares no code with the package. Level k's shifts of group g are one tensor [blocks, hyperparameters], as in the
+package, so that "the tensor" that level k + 1 optimizes in a group means the same in both.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+F64 = torch.float64
+
+
+def root(x: Tensor) -> Tensor:
+    return torch.where(x > 0, torch.where(x > 0, x, 1.0).sqrt(), 0.0)
+
+
+def sgd(w, g, s, h, t, nesterov=False, maximize=False):
+    g = (-g if maximize else g) + h["weight_decay"] * w
+    if "b" in s:
+        b = h["momentum"] * s["b"] + (1 - h["dampening"]) * g
+    else:
+        b = g
+    return w - h["lr"] * (g + h["momentum"] * b if nesterov else b), {"b": b}
+
+
+def adam(w, g, s, h, t, amsgrad=False, maximize=False, decoupled=False):
+    g = -g if maximize else g
+    if decoupled:
+        w = w * (1 - h["lr"] * h["weight_decay"])
+    else:
+        g = g + h["weight_decay"] * w
+    zero = torch.zeros_like(w)
+    m = h["beta1"] * s.get("m", zero) + (1 - h["beta1"]) * g
+    v = h["beta2"] * s.get("v", zero) + (1 - h["beta2"]) * g**2
+    largest = torch.where(v > s.get("x", zero), v, s.get("x", zero)) if amsgrad else v
+    mean, square = m / (1 - h["beta1"] ** t), largest / (1 - h["beta2"] ** t)
+    return w - h["lr"] * mean / (root(square) + h["eps"]), {"m": m, "v": v, "x": largest}
+
+
+def adamw(*args, **switches):
+    return adam(*args, decoupled=True, **switches)
+
+
+def adagrad(w, g, s, h, t, maximize=False, initial_accumulator_value=0.0):
+    g = (-g if maximize else g) + h["weight_decay"] * w
+    total = s.get("G", torch.full_like(w, initial_accumulator_value)) + g**2
+    return w - h["lr"] / (1 + (t - 1) * h["lr_decay"]) * g / (root(total) + h["eps"]), {"G": total}
+
+
+def rmsprop(w, g, s, h, t, centered=False, maximize=False):
+    g = (-g if maximize else g) + h["weight_decay"] * w
+    zero = torch.zeros_like(w)
+    square = h["alpha"] * s.get("s", zero) + (1 - h["alpha"]) * g**2
+    mean = h["alpha"] * s.get("a", zero) + (1 - h["alpha"]) * g
+    b = h["momentum"] * s.get("b", zero) + g / (root(square - mean**2 if centered else square) + h["eps"])
+    return w - h["lr"] * b, {"s": square, "a": mean, "b": b}
+
+
+RULES = {"sgd": sgd, "adam": adam, "adamw": adamw, "adagrad": adagrad, "rmsprop": rmsprop}
+POSITIVE, UNIT, REAL = "positive", "unit", "real"
+DOMAINS = dict.fromkeys(("lr", "eps", "weight_decay", "lr_decay"), POSITIVE) | dict.fromkeys(
+    ("momentum", "dampening", "beta1", "beta2", "alpha"), UNIT
+)
+
+
+def forward(domain: str, value: float, shift: Tensor) -> Tensor:
+    if value == 0 and domain != REAL:
+        return torch.zeros_like(shift)
+    if domain == POSITIVE:
+        return (math.log(value) + shift).exp()
+    if domain == UNIT:
+        return (math.log(value / (1 - value)) + shift).sigmoid()
+    return value + shift
+
+
+@dataclass
+class Level:
+    """One level over `tensors` [groups][tensors]; `numbers`: one dict of written values for each group."""
+
+    rule: str
+    numbers: list[dict]
+    learn: tuple = ()
+    per: str = "group"
+    kind: str = "exact"
+    horizon: int = 1
+    switches: dict = field(default_factory=dict)
+    domains: dict = field(default_factory=dict)
+    maximum: dict = field(default_factory=dict)  # name -> largest effective value
+    above: Level | None = None
+    eps: float = torch.finfo(F64).eps
+
+    def start(self, tensors: list[list[Tensor]]) -> Level:
+        self.tensors = tensors
+        self.states = [[{} for _ in group] for group in tensors]
+        self.t = 0
+        sizes = {"group": lambda g: 1, "tensor": len, "element": lambda g: sum(x.numel() for x in g)}
+        self.shifts = [torch.zeros(sizes[self.per](group), len(self.learn), dtype=F64) for group in tensors]
+        self.trace = [None] * len(tensors)  # [n, blocks, H]
+        self.moved = [None] * len(tensors)
+        self.hypergradient = [torch.zeros_like(s) for s in self.shifts]  # as passed upward
+        if self.above:
+            self.above.start([[s] for s in self.shifts])
+        return self
+
+    def values(self, g: int, shifts: Tensor) -> list[dict]:
+        """The effective hyperparameters of each tensor of a group."""
+        result, offset = [], 0
+        for i, x in enumerate(self.tensors[g]):
+            h = {name: torch.tensor(float(v), dtype=F64) for name, v in self.numbers[g].items()}
+            for j, name in enumerate(self.learn):
+                rows = {"group": slice(0, 1), "tensor": slice(i, i + 1), "element": slice(offset, offset + x.numel())}[self.per]
+                column = shifts[rows, j]
+                column = column.view(x.shape) if self.per == "element" else column[0]
+                h[name] = forward(self.domains.get(name, DOMAINS[name]), self.numbers[g][name], column)
+            offset += x.numel()
+            result.append(h)
+        return result
+
+    def update(self, g: int, shifts: Tensor, grads: list[Tensor]) -> tuple[list, list]:
+        new = []
+        for x, grad, state, h in zip(self.tensors[g], grads, self.states[g], self.values(g, shifts), strict=True):
+            new.append(RULES[self.rule](x, grad, state, h, self.t, **self.switches))
+        return [w for w, _ in new], [{k: v.detach() for k, v in s.items()} for _, s in new]
+
+    def pull(self, grads: list[list[Tensor]]) -> list[Tensor]:
+        """What goes upward, from the gradients at the weights that the last update made."""
+        result = []
+        for g, group in enumerate(grads):
+            if self.trace[g] is None:
+                result.append(torch.zeros_like(self.shifts[g]))
+                continue
+            grad, z, moved = torch.cat([x.flatten() for x in group]), self.trace[g], self.moved[g]
+            h = torch.einsum("n,nbh->bh", grad, z)
+            if self.kind == "cosine":
+                n = len(grad)
+                labels = {
+                    "group": torch.zeros(n),
+                    "tensor": torch.cat([torch.full((x.numel(),), float(i)) for i, x in enumerate(group)]),
+                    "element": torch.arange(n),
+                }[self.per]
+                for b in range(h.shape[0]):
+                    for j in range(h.shape[1]):
+                        inside = labels == b
+                        if self.per == "element":
+                            own = torch.stack([z[i, i, j] for i in range(n)])
+                            scale = (grad.norm() / n**0.5) * (own.norm() / n**0.5)
+                            quiet = own.norm() <= self.eps**0.5 * moved.norm() or scale == 0
+                            h[b, j] = 0.0 if quiet else (grad[b] * own[b] / scale).clamp(-1, 1)
+                        else:
+                            a, b_ = grad[inside], z[inside, b, j]
+                            quiet = b_.norm() <= self.eps**0.5 * moved[inside].norm() or a.norm() * b_.norm() == 0
+                            h[b, j] = 0.0 if quiet else a @ b_ / (a.norm() * b_.norm())
+            result.append(h)
+        return result
+
+    def slope(self, g: int, j: int, shifts: Tensor) -> Tensor:
+        name = self.learn[j]
+        value, domain = self.numbers[g][name], self.domains.get(name, DOMAINS[name])
+        with torch.enable_grad():
+            s = shifts[:, j].clone().requires_grad_()
+            (d,) = torch.autograd.grad(forward(domain, value, s).sum(), s, allow_unused=True)
+        return torch.zeros_like(shifts[:, j]) if d is None else d
+
+    def step(self, grads: list[list[Tensor]]) -> None:
+        if self.above:
+            self.hypergradient = self.pull(grads)
+            self.used_slopes = getattr(self, "slopes", None)
+            self.above.step([[h] for h in self.hypergradient])
+            self.shifts = [group[0] for group in self.above.tensors]
+            for g, s in enumerate(self.shifts):
+                for j, name in enumerate(self.learn):
+                    if name in self.maximum:
+                        s[:, j].clamp_(max=math.log(self.maximum[name]) - math.log(self.numbers[g][name]))
+        self.t += 1
+        self.slopes = [
+            torch.stack([self.slope(g, j, s) for j in range(len(self.learn))], 1) if self.learn else None
+            for g, s in enumerate(self.shifts)
+        ]
+        for g in range(len(self.tensors)):
+            new, states = self.update(g, self.shifts[g], grads[g])
+            if self.above:
+                z = torch.autograd.functional.jacobian(
+                    lambda s, g=g: torch.cat([w.flatten() for w in self.update(g, s, grads[g])[0]]), self.shifts[g]
+                )
+                old = self.trace[g]
+                self.trace[g] = z if old is None else (1 - 1 / self.horizon) * old + z
+                self.moved[g] = torch.cat([(a - b).flatten() for a, b in zip(new, self.tensors[g], strict=True)])
+            self.tensors[g], self.states[g] = [w.detach() for w in new], states
+
+    def exact_report(self, g: int, gradients: list[Tensor], slopes) -> Tensor:
+        """The derivative with respect to the effective value."""
+        s = slopes[g]
+        return torch.where(s == 0, 0.0, gradients[g] / torch.where(s == 0, 1.0, s))
