@@ -159,7 +159,17 @@ class Bucket:
         return torch.cat([flatten(t) for t in tensors])
 
     def runs(self) -> list[Run]:
-        """The parameters that have a gradient, in runs of one history."""
+        """The parameters that have a gradient, in runs of one history.
+
+        Raises:
+            RuntimeError: if a gradient is sparse.
+        """
+        for p in self.params:
+            if p.grad is not None and p.grad.layout != torch.strided:
+                raise RuntimeError(
+                    f"A parameter of shape {tuple(p.shape)} has a sparse gradient. Use sparse=False in the embedding, or "
+                    "torch.optim.SparseAdam for that parameter."
+                )
         # `pending` is the tick of the update that waits to be pulled back, 0 if none does: parameters that were
         # last updated together share a tick, and with it the hyperparameters of that update
         histories = zip(self.params, self.steps.tolist(), self.states, self.gaps, strict=True)

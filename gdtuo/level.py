@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -13,12 +12,11 @@ from torch import Tensor
 from typing_extensions import Self
 
 from . import report
-from .buckets import Bucket, Run, numel
-from .hyperparameters import written
-from .ladder import Ladder, Plan
+from .blueprint import Blueprint
+from .engine import Engine
 from .options import Learning, Options
-from .pullback import Sums, elementwise_hypergradient, hypergradient
-from .rules import Number, Rule
+from .rules import Rule
+from .schema import Schema
 from .torch_top import TorchFactory, check_factory
 
 __all__ = ["Learning", "Level", "Params"]
@@ -26,7 +24,9 @@ __all__ = ["Learning", "Level", "Params"]
 Params: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]] | None
 
 #: torch's own choices between implementations of one update: recorded in the groups, of no effect here.
-HINTS = {"foreach": None, "capturable": False, "differentiable": False, "fused": None}
+HINTS = ("foreach", "capturable", "differentiable", "fused")
+
+TOWER_KEY = re.compile(r"L\d+/")
 
 
 class Level(torch.optim.Optimizer):
@@ -50,6 +50,10 @@ class Level(torch.optim.Optimizer):
         rule: the update rule.
         aliases: names in `param_groups` that stand for several hyperparameters of the rule: "betas".
 
+    Raises:
+        ValueError, TypeError: for settings outside their range, unknown names, or an `optimizer=` that cannot
+            stand above; before anything has changed.
+
     Example:
         >>> import torch, gdtuo
         >>> model = torch.nn.Linear(4, 1)
@@ -58,9 +62,8 @@ class Level(torch.optim.Optimizer):
         ...     optimizer.zero_grad()
         ...     model(torch.ones(2, 4)).square().mean().backward()
         ...     optimizer.step()
-        >>> sorted(optimizer.hyperparameters())  # doctest: +NORMALIZE_WHITESPACE
-        ['L0/g0/beta1', 'L0/g0/beta2', 'L0/g0/eps', 'L0/g0/lr', 'L0/g0/weight_decay', 'L1/g0/dampening', 'L1/g0/lr',
-         'L1/g0/momentum', 'L1/g0/weight_decay', 'L2/g0/dampening', 'L2/g0/lr', 'L2/g0/momentum', 'L2/g0/weight_decay']
+        >>> [key for key in optimizer.hyperparameters() if key.endswith("lr")]
+        ['L0/g0/lr', 'L1/g0/lr', 'L2/g0/lr']
     """
 
     rule: ClassVar[type[Rule]]
@@ -69,110 +72,29 @@ class Level(torch.optim.Optimizer):
     # ---------------------------------------------------------------- construction
 
     def __init__(self, params: Params = None, **arguments: Any) -> None:
-        title = type(self).__name__
+        self._arguments = dict(arguments)
         learning = {name: arguments.pop(name) for name in Learning.__annotations__ if name in arguments}
-        self._arguments = {**arguments, **learning}
-        self._settings = self._defaults() | arguments
-        unknown = arguments.keys() - self._defaults().keys() - HINTS.keys()
+        schema = self._schema()
+        unknown = [name for name in arguments if name not in schema.defaults and name not in HINTS]
         if unknown:
-            raise TypeError(f"{title} got unknown arguments {sorted(unknown)}. It takes {', '.join(self._defaults())}.")
-        if self._settings.get("differentiable"):
+            raise TypeError(f"{schema.title} got unknown arguments {unknown}. It takes {', '.join(schema.defaults)}.")
+        if arguments.get("differentiable"):
             raise ValueError(
-                f"{title} got differentiable=True. A tower needs no differentiable step: name a level in optimizer=, "
+                f"{schema.title} got differentiable=True. A tower needs no differentiable step: name a level in optimizer=, "
                 "for example optimizer=gdtuo.SGD()."
             )
-        self._validate(self._settings)
-        self._options = Options.parse(type(self), learning)
+        self._settings = schema.defaults | arguments
+        schema.check(self._settings)
+        self.check(self._settings)
+        self._options = Options.parse(schema, learning)
         self._above, self._factory = self._parse_optimizer(learning.get("optimizer"))
         self._factory_name = check_factory(self._factory) if self._factory else ""
         self.state, self.param_groups = defaultdict(dict), []
-        self._bound = False
+        self._engine: Engine | None = None
         if params is not None:
-            self._check_params(params)
-            if "learn" in learning and not self.height:
-                raise ValueError(f"{title} got learn= but no optimizer= to learn with. Add optimizer=gdtuo.SGD().")
-            self._learned = self._resolve_learned([self._settings])
-            super().__init__(params, self._group_defaults())
-            self._learned = self._resolve_learned(self.param_groups)
-            self._bound = True
-            self._build()
+            self._bind(params, learning)
 
-    @classmethod
-    def _defaults(cls) -> dict[str, Any]:
-        """The settings of a group: hyperparameters under torch's names, then switches."""
-        numbers = {name: default for name, (default, _) in cls.rule.hyperparameters.items()}
-        for alias, names in cls.aliases.items():
-            numbers[alias] = tuple(numbers.pop(name) for name in names)
-        return numbers | cls.rule.switches()
-
-    @classmethod
-    def _numbers(cls, group: Mapping[str, Any], prefix: str = "") -> list[Number]:
-        """The hyperparameters in a group as they are written, in the rule's order."""
-        alias_of = {name: (alias, i) for alias, names in cls.aliases.items() for i, name in enumerate(names)}
-        return [
-            group[prefix + alias_of[name][0]][alias_of[name][1]] if name in alias_of else group[prefix + name]
-            for name in cls.rule.hyperparameters
-        ]
-
-    @classmethod
-    def _validate(cls, group: Mapping[str, Any], prefix: str = "") -> None:
-        """Raise unless every number may be written."""
-        group = {name: group[prefix + name] for name in cls._defaults() if prefix + name in group or not prefix} | (
-            {} if not prefix else {name: default for name, default in cls.rule.switches().items()}
-        )
-        for alias, names in cls.aliases.items():
-            if not isinstance(group[alias], Sequence) or len(group[alias]) != len(names):
-                raise ValueError(
-                    f"{cls.__name__} got {alias}={group[alias]!r}. Give {len(names)} numbers: {alias}={cls._defaults()[alias]}."
-                )
-        for name, number in zip(cls.rule.hyperparameters, cls._numbers(group), strict=True):
-            if isinstance(number, Tensor) and number.numel() != 1:
-                raise ValueError(
-                    f"{cls.__name__} got a tensor of {number.numel()} numbers as {name}. Give one; per='tensor' learns several."
-                )
-            domain = cls.rule.hyperparameters[name][1]
-            try:
-                value = float(number)
-            except (TypeError, ValueError) as error:
-                raise TypeError(f"{cls.__name__} got {name}={number!r}. Give a number.") from error
-            if not domain.allows(value):
-                kind = "learning rate" if name == "lr" else name
-                remedy = (
-                    " Did you mean maximize=True?"
-                    if name == "lr" and value < 0
-                    else f" The default is {cls.rule.hyperparameters[name][0]}."
-                )
-                raise ValueError(f"{cls.__name__} got {name}={value}: a {kind} is {domain.text}.{remedy}")
-        cls.check(group)
-
-    @classmethod
-    def check(cls, group: Mapping[str, Any]) -> None:
-        """Raise ValueError where a group's settings do not fit together; a hook for subclasses."""
-
-    def _parse_optimizer(self, optimizer: Level | TorchFactory | None) -> tuple[Level | None, TorchFactory | None]:
-        title = type(self).__name__
-        if optimizer is None:
-            return None, None
-        if isinstance(optimizer, Level):
-            if optimizer._bound:
-                raise ValueError(
-                    f"{title} got an optimizer= that has parameters of its own. Give one without: "
-                    f"optimizer={type(optimizer).__name__}(...) with no params."
-                )
-            if not optimizer.rule.elementwise:
-                raise ValueError(
-                    f"{title} got optimizer={optimizer}, whose rule is not elementwise: hyperparameters of different meaning "
-                    "stand side by side above the first level. Use an elementwise rule, for example gdtuo.SGD()."
-                )
-            return optimizer, None
-        if isinstance(optimizer, torch.optim.Optimizer) or not callable(optimizer):
-            raise TypeError(
-                f"{title} got optimizer={type(optimizer).__name__}. Give a level without parameters, as gdtuo.SGD(), or a "
-                "callable, as lambda params: torch.optim.Adam(params, lr=0.01)."
-            )
-        return None, optimizer
-
-    def _check_params(self, params: Any) -> None:
+    def _bind(self, params: Any, learning: Mapping[str, Any]) -> None:
         title = type(self).__name__
         if isinstance(params, (int, float)):
             raise TypeError(
@@ -183,6 +105,56 @@ class Level(torch.optim.Optimizer):
             raise TypeError(f"{title} got a level where parameters are expected. Did you mean {title}(optimizer={params!r})?")
         if isinstance(params, torch.nn.Module):
             raise TypeError(f"{title} got a module where parameters are expected. Did you mean {title}(model.parameters())?")
+        if "learn" in learning and not self.height:
+            raise ValueError(f"{title} got learn= but no optimizer= to learn with. Add optimizer=gdtuo.SGD().")
+        blueprints = self._blueprints()
+        defaults = dict(self._settings)
+        for blueprint in blueprints[1:]:
+            defaults |= blueprint.numbers()
+        if self.height:
+            defaults["learning"] = True
+        for blueprint in blueprints[: self.height]:
+            blueprint.learned([defaults])  # the groups may name other numbers: looked at below
+        super().__init__(params, defaults)
+        self._learned = [blueprint.learned(self.param_groups) for blueprint in blueprints[: self.height]]
+        self._engine = Engine(blueprints, self._learned, self.param_groups, self.state)
+
+    @classmethod
+    def _schema(cls) -> Schema:
+        if not isinstance(getattr(cls, "rule", None), type):
+            raise TypeError(f"{cls.__name__} names no rule. A level is a class with `rule = YourRule`, a subclass of gdtuo.Rule.")
+        return Schema(cls.__name__, cls.rule, cls.aliases)
+
+    def _blueprints(self) -> list[Blueprint]:
+        levels = enumerate(self._levels)
+        return [Blueprint(k, level._schema(), level._settings, level._options, level._factory) for k, level in levels]
+
+    @classmethod
+    def check(cls, group: Mapping[str, Any]) -> None:
+        """Raise ValueError where a group's settings do not fit together; for subclasses to supply."""
+
+    def _parse_optimizer(self, optimizer: Level | TorchFactory | None) -> tuple[Level | None, TorchFactory | None]:
+        title = type(self).__name__
+        if optimizer is None:
+            return None, None
+        if isinstance(optimizer, Level):
+            if optimizer._engine is not None:
+                raise ValueError(
+                    f"{title} got an optimizer= that has parameters of its own. Give one without: "
+                    f"optimizer={type(optimizer).__name__}(...) with no params."
+                )
+            if not optimizer.rule.elementwise:
+                raise ValueError(
+                    f"{title} got optimizer={type(optimizer).__name__}, whose rule is not elementwise: hyperparameters of "
+                    "different meaning stand side by side above the first level. Use an elementwise one, as gdtuo.SGD()."
+                )
+            return optimizer, None
+        if isinstance(optimizer, torch.optim.Optimizer) or not callable(optimizer):
+            raise TypeError(
+                f"{title} got optimizer={type(optimizer).__name__}. Give a level without parameters, as gdtuo.SGD(), or a "
+                "callable, as lambda params: torch.optim.Adam(params, lr=0.01)."
+            )
+        return None, optimizer
 
     def bind(self, params: Params) -> Self:
         """A new optimizer over `params` with this level's settings and tower; the template stays as it is.
@@ -195,16 +167,35 @@ class Level(torch.optim.Optimizer):
         """
         return type(self)(params, **self._arguments)
 
-    # ---------------------------------------------------------------- the tower, without numbers
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters; numbers that it does not name are the constructor's.
+
+        Raises:
+            ValueError: a number outside its range, before anything has changed.
+        """
+        if "defaults" not in self.__dict__:
+            self._bound()
+        merged = {**self.defaults, **param_group}
+        for blueprint in self._blueprints():
+            blueprint.schema.check(merged, blueprint.prefix)
+        self.check(merged)
+        super().add_param_group(param_group)
+        if self._engine is not None:
+            self._engine = Engine(self._blueprints(), self._learned, self.param_groups, self.state)
+
+    def _bound(self) -> Engine:
+        if self._engine is None:
+            raise RuntimeError(
+                f"This {type(self).__name__} is a template without parameters. Bind it first: {self!r}.bind(model.parameters())."
+            )
+        return self._engine
+
+    # ---------------------------------------------------------------- the tower
 
     @property
     def _levels(self) -> list[Level]:
         """This level and those above, bottom up, a torch optimizer on top left out."""
         return [self, *(self._above._levels if self._above else [])]
-
-    @property
-    def _top_factory(self) -> TorchFactory | None:
-        return self._levels[-1]._factory
 
     @property
     def height(self) -> int:
@@ -215,195 +206,19 @@ class Level(torch.optim.Optimizer):
             >>> gdtuo.Adam(optimizer=gdtuo.SGD(optimizer=gdtuo.SGD())).height
             2
         """
-        return len(self._levels) - 1 + (self._top_factory is not None)
+        return len(self._levels) - 1 + (self._levels[-1]._factory is not None)
 
     def __str__(self) -> str:
-        names = [type(level).__name__.lower() for level in self._levels]
-        return " / ".join(names + [f"torch.{self._levels[-1]._factory_name}"] * (self._top_factory is not None))
+        top = self._levels[-1]._factory_name
+        return " / ".join([type(level).__name__.lower() for level in self._levels] + [f"torch.{top}"] * bool(top))
 
     def __repr__(self) -> str:
-        if self._bound:
+        if self._engine is not None:
             return super().__repr__()
-        defaults = self._defaults()
-        shown = {
-            k: v for k, v in self._arguments.items() if k in Learning.__annotations__ or (k in defaults and v != defaults[k])
-        }
+        shown = {k: v for k, v in self._arguments.items() if k in Learning.__annotations__ or v != self._schema().defaults.get(k)}
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
 
-    def _group_defaults(self) -> dict[str, Any]:
-        defaults = dict(self._settings)
-        for k, level in enumerate(self._levels[1:], start=1):
-            defaults |= {f"L{k}/{name}": level._settings[name] for name in level._defaults() if name not in level.rule.switches()}
-        return defaults | ({"learning": True} if self.height else {})
-
-    def _resolve_learned(self, groups: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-        """The names that are learned at each level that has one above it.
-
-        Raises:
-            ValueError: if a named hyperparameter cannot move from where it stands.
-        """
-        return [self._levels[k]._resolve(groups, k) for k in range(self.height)]
-
-    def _resolve(self, groups: Sequence[Mapping[str, Any]], height: int) -> tuple[str, ...]:
-        title, prefix = type(self).__name__, f"L{height}/" if height else ""
-        own = [
-            group if prefix + next(iter(self._defaults())) in group else {prefix + k: v for k, v in self._settings.items()}
-            for group in groups
-        ]
-        numbers = [[float(number) for number in self._numbers(group, prefix)] for group in own]
-        learned = []
-        for i, name in enumerate(self.rule.hyperparameters):
-            if self._options.learn is not None and name not in self._options.learn:
-                continue
-            domain = self._options.domain(type(self), name, height)
-            standing = [values[i] for values in numbers]
-            movable = [value for value in standing if value != 0 or domain.learnable(0.0)]
-            if not movable and standing:
-                if self._options.learn is None:
-                    continue
-                raise ValueError(
-                    f"{title} cannot learn {name}: it stands at {standing[0]}, and a {type(domain).__name__} hyperparameter stays "
-                    f"at 0 when it starts there. Start above 0, for example {name}=1e-4, or leave it out of learn=."
-                )
-            outside = [value for value in movable if not domain.learnable(value)]
-            if outside:
-                raise ValueError(
-                    f"{title} cannot learn {name}: it stands at {outside[0]}, outside of {domain}. Start inside, or widen the "
-                    f"domain: domains={{{name!r}: gdtuo.{type(domain).__name__}()}}."
-                )
-            learned.append(name)
-        return tuple(learned)
-
-    # ---------------------------------------------------------------- the tower, bound
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters; numbers that it does not name are the constructor's.
-
-        Raises:
-            ValueError: a number outside its range, before anything has changed.
-        """
-        self._require_bound(building=True)
-        merged = {**self.defaults, **param_group}
-        self._validate(merged)
-        for k, level in enumerate(self._levels[1:], start=1):
-            level._validate(merged, f"L{k}/")
-        super().add_param_group(param_group)
-        if self._bound:
-            self._build()
-
-    def _require_bound(self, building: bool = False) -> None:
-        if not self._bound and not (building and "_optimizer_step_pre_hooks" in self.__dict__):
-            raise RuntimeError(
-                f"This {type(self).__name__} is a template without parameters. Bind it first: {self!r}.bind(model.parameters())."
-            )
-
-    def _build(self) -> None:
-        """Lay out all arrays for the groups as they are now; entries of groups and state that fit are taken over."""
-        for group in self.param_groups:
-            for name, value in self.defaults.items():
-                group.setdefault(name, value)
-        names = tuple(self.rule.hyperparameters)
-        learned = self._learned[0] if self.height else ()
-        options = self._options
-        self._written: list[Any] = []
-        self._signature = self._structure()
-        self._ladder = self._build_ladder(names)
-        blocks = [self._group_blocks(group) for group in self.param_groups]
-        starts = [sum(blocks[:g]) for g in range(len(blocks))]
-        self._buckets: list[list[Bucket]] = []
-        self._waiting: list[Tensor] = []  # frozen now; given a place when they first have a gradient
-        for g, group in enumerate(self.param_groups):
-            rule = self.rule(**{name: group[name] for name in self.rule.switches()})
-            last = self._ladder.store.views(g)["L0/last"] if self._ladder else None
-            kinds: dict[Any, list[int]] = {}
-            row, rows = starts[g], []
-            for i, p in enumerate(group["params"]):
-                rows.append(row)
-                row += {"group": 0, "tensor": 1, "element": numel(p)}[options.per]
-                if p.requires_grad or p.grad is not None or p in self.state:
-                    kinds.setdefault((p.device, p.dtype) if rule.elementwise else i, []).append(i)
-                else:
-                    self._waiting.append(p)
-            self._buckets.append(
-                [
-                    Bucket(
-                        rule,
-                        names,
-                        self._present(0, [group]),
-                        learned,
-                        options.horizon,
-                        options.per,
-                        [group["params"][i] for i in places],
-                        places,
-                        [rows[i] for i in places],
-                        last,
-                        self.state,
-                    )
-                    for places in kinds.values()
-                ]
-            )
-        pending = [state.get("pending", 0) for bucket in self._all_buckets() for state in bucket.states]
-        self._tick = max(pending, default=0)
-        self._consumed: list[Any] = []  # the gradients that the last step used, to tell them from new ones
-
-    def _build_ladder(self, names: tuple[str, ...]) -> Ladder | None:
-        if not self.height:
-            return None
-        device = next((p.device for group in self.param_groups for p in group["params"]), torch.device("cpu"))
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        plans = []
-        for k, level in enumerate(self._levels):
-            options, chosen = level._options, self._learned[k] if k < len(self._learned) else ()
-            domains = {name: options.domain(type(level), name, k) for name in chosen}
-            rule = level.rule(**{name: level._settings[name] for name in level.rule.switches()})
-            present = level._present(k, self.param_groups, chosen) if k else names
-            plans.append(Plan(rule, present, domains, options.per, options.hypergradient, options.horizon))
-        blocks = [self._group_blocks(group) for group in self.param_groups]
-        sizes = [len(group["params"]) for group in self.param_groups]
-        ladder = Ladder(plans, self._top_factory, blocks, sizes, dtype, device)
-        for g, group in enumerate(self.param_groups):
-            for name, view in ladder.store.views(g).items():
-                old = group.get(name)
-                if isinstance(old, Tensor) and old.shape == view.shape:
-                    view.copy_(old)
-                group[name] = view
-            if ladder.top is not None:
-                prefix = f"L{self.height}/state/"
-                ladder.top.load(g, {k.removeprefix(prefix): group.pop(k) for k in list(group) if k.startswith(prefix)})
-        skipped = [int(group.get("skipped", 0)) for group in self.param_groups]
-        self._skipped = torch.tensor(skipped, device=device)
-        for g, group in enumerate(self.param_groups):
-            group["skipped"] = self._skipped[g]
-        return ladder
-
-    def _group_blocks(self, group: Mapping[str, Any]) -> int:
-        params = group["params"]
-        return {"group": 1, "tensor": len(params), "element": sum(map(numel, params))}[self._options.per]
-
-    def _present(self, k: int, groups: Sequence[Mapping[str, Any]], learned: Sequence[str] | None = None) -> tuple[str, ...]:
-        """The hyperparameters that a rule is given: all but the optional ones that stand at 0 and stay there."""
-        learned = (self._learned[0] if self.height else ()) if learned is None else learned
-        numbers = [self._numbers(group, f"L{k}/" if k else "") for group in groups]
-        present = []
-        for i, name in enumerate(self.rule.hyperparameters):
-            movable = name in learned and self._options.domain(type(self), name, k).learnable(0.0)
-            standing = any(isinstance(values[i], Tensor) or values[i] != 0 for values in numbers)
-            if name not in self.rule.optional or movable or standing:
-                present.append(name)
-        return tuple(present)
-
-    def _structure(self) -> list[Any]:
-        """What the layout depends on, besides the parameters."""
-        chosen = [self._learned[k] if k < len(self._learned) else () for k in range(len(self._levels))]
-        return [
-            [(self._present(0, [group]), *(group[name] for name in self.rule.switches())) for group in self.param_groups],
-            [level._present(k, self.param_groups, chosen[k]) for k, level in enumerate(self._levels) if k],
-        ]
-
-    def _all_buckets(self) -> Iterable[Bucket]:
-        return (bucket for buckets in self._buckets for bucket in buckets)
-
-    # ---------------------------------------------------------------- one step
+    # ---------------------------------------------------------------- stepping
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -414,22 +229,19 @@ class Level(torch.optim.Optimizer):
 
         Returns:
             what the closure returned, else None.
+
+        Raises:
+            RuntimeError: on a template, and for sparse gradients; before anything has changed.
         """
-        self._require_bound()
+        engine = self._bound()
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        runs = self._runs()
-        if self._ladder is not None and self.learning:
-            self._learn(runs, first=True)
-        table = None if self._ladder is None else self._table()
-        self._tick += 1
-        tick = self._tick if self.learning and self.height else 0
-        for g, group_runs in enumerate(runs):
-            for run in group_runs:
-                run.bucket.update(run, self._group_numbers[g], table, tick)
-        self._consumed = _gradient_marks(runs)
+        runs = engine.runs()
+        if engine.learning:
+            engine.learn(runs, first=True)
+        engine.update(runs)
         return loss
 
     @torch.no_grad()
@@ -438,6 +250,9 @@ class Level(torch.optim.Optimizer):
 
         Call it after a *validation* loss's `backward()`, between the training steps: the last update is then
         judged by data that it did not see, and is not pulled back again by the next `step()`.
+
+        Raises:
+            RuntimeError: on a template, if nothing above this level could learn, or if learning is switched off.
 
         Example:
             >>> import torch, gdtuo
@@ -453,145 +268,42 @@ class Level(torch.optim.Optimizer):
             ...     optimizer.hyperstep()
             >>> optimizer.hyperparameters()["L0/g0/weight_decay"] > 0.2
             True
-
-        Raises:
-            RuntimeError: if nothing above this level could learn, or learning is switched off.
         """
-        self._require_bound()
-        if self._ladder is None:
-            raise RuntimeError(f"This {type(self).__name__} has no optimizer= that could learn. Add optimizer=gdtuo.SGD().")
+        engine = self._bound()
+        self._require_tower()
         if not self.learning:
             raise RuntimeError("hyperstep() while learning is switched off. Set optimizer.learning = True first.")
-        runs = self._runs()
-        self._learn(runs, first=False)
-        self._consumed = _gradient_marks(runs)
+        engine.learn(engine.runs(), first=False)
 
-    def _runs(self) -> list[list[Run]]:
-        """What has a gradient now, by group; refuses what cannot be stepped before anything changes."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None and p.grad.layout != torch.strided:
-                    raise RuntimeError(
-                        f"{type(self).__name__} got a sparse gradient (shape {tuple(p.shape)}). Use sparse=False in the "
-                        "embedding, or torch.optim.SparseAdam for that parameter."
-                    )
-        self._read()
-        return [[run for bucket in buckets for run in bucket.runs()] for buckets in self._buckets]
-
-    def _read(self) -> None:
-        """Take over what users and schedulers have written into the groups."""
-        levels = self._levels
-        numbers = [
-            [level._numbers(group, f"L{k}/" if k else "") for group in self.param_groups] for k, level in enumerate(levels)
-        ]
-        switches = [[group[name] for name in self.rule.switches()] for group in self.param_groups]
-        tensors = any(isinstance(number, Tensor) for level in numbers for group in level for number in group)
-        waiting = any(p.grad is not None for p in self._waiting)
-        if not tensors and not waiting and [numbers, switches] == self._written:
-            return
-        if waiting or self._structure() != self._signature:
-            self._build()
-        self._written = [] if tensors else [numbers, switches]
-        names = tuple(self.rule.hyperparameters)
-        self._group_numbers = [
-            {name: number for name, number in zip(names, group, strict=True) if name in self._present(0, [self.param_groups[g]])}
-            for g, group in enumerate(numbers[0])
-        ]
-        if self._ladder is not None:
-            store = self._ladder.store.flat
-            columns = []
-            for k, plan in enumerate(self._ladder.plans):
-                indices = [list(levels[k].rule.hyperparameters).index(name) for name in plan.present]
-                columns.append(written([[group[i] for i in indices] for group in numbers[k]], like=store))
-            self._ladder.write(columns)
-            self._base = columns[0][self._ladder.row_group[0]]
-
-    def _table(self) -> Tensor:
-        """[B, A + H] values of all hyperparameters and slopes of the learned ones, for every block of weights."""
-        assert self._ladder is not None
-        learned, shift = self._ladder.learned[0], self._ladder.store["L0/shift"]
-        values = self._base.clone()
-        values[:, self._learned_columns] = learned.effective(shift)
-        slope = learned.slope(shift)
-        self._ladder.store["L0/slope"].copy_(slope)
-        return torch.cat((values, slope), dim=1)
-
-    @property
-    def _learned_columns(self) -> list[int]:
-        names = list(self.rule.hyperparameters)
-        return [names.index(name) for name in self._learned[0]]
-
-    def _pull(self, runs: Sequence[Sequence[Run]]) -> tuple[Tensor, list[bool]]:
-        """The last updates of all runs that wait for it, pulled back: [B, H], and which groups had any."""
-        assert self._ladder is not None
-        shift, options = self._ladder.store["L0/shift"], self._options
-        count = shift.shape[1]
-        elementwise = options.per == "element"
-        table = shift.new_zeros(len(self.param_groups) if elementwise else len(shift), 2 * count + 2)
-        products = torch.zeros_like(shift) if elementwise else None
-        active = [False] * len(self.param_groups)
-        for g, run in ((g, run) for g, group_runs in enumerate(runs) for run in group_runs if run.pending):
-            sums, elements = run.bucket.pull(run, shift.dtype)
-            blocks = run.bucket.blocks(run)
-            table[slice(g, g + 1) if elementwise else blocks] += sums.to(table.device)
-            if products is not None and elements is not None:
-                products[blocks] = elements.to(table.device)
-            active[g] = True
-        eps = max((torch.finfo(bucket.params[0].dtype).eps for bucket in self._all_buckets()), default=0.0)
-        sums = Sums.of_table(table, count)
-        if products is None:
-            return hypergradient(options.hypergradient, sums, eps), active
-        rows = self._ladder.row_group[0]
-        count_of = shift.new_tensor(self._ladder.blocks[0])[rows].unsqueeze(1)
-        spread = Sums(*(part[rows] for part in sums))
-        return elementwise_hypergradient(options.hypergradient, products, spread, count_of, eps), active
-
-    def _learn(self, runs: Sequence[Sequence[Run]], first: bool) -> None:
-        """Pull back, and let the levels above step.
-
-        Args:
-            first: whether a group that has never been updated lets them step with zero gradients, as the
-                published algorithm does (it matters to the step count of an Adam above).
-        """
-        assert self._ladder is not None
-        gradient, active = self._pull(runs)
-        for g, buckets in enumerate(self._buckets):
-            fresh = first and bool(runs[g]) and not any(steps for bucket in buckets for steps in bucket.steps.tolist())
-            active[g] = active[g] or fresh
-        if not any(active):
-            return
-        self._skipped += self._ladder.step(gradient, active)
-        for run in (run for group_runs in runs for run in group_runs if run.pending):
-            run.bucket.pulled(run)
-
-    # ---------------------------------------------------------------- looking at it
+    def _require_tower(self) -> None:
+        if not self.height:
+            raise RuntimeError(f"This {type(self).__name__} has no optimizer= that could learn. Add optimizer=gdtuo.SGD().")
 
     @property
     def learning(self) -> bool:
         """Whether hyperparameters are learned. Setting it to False freezes them where they are.
 
-        Stands in the groups as "learning", so that it is saved. After it is switched on again, learning goes
-        on with the next update.
+        It stands in the groups as "learning" and is saved with them. After it is switched on again, learning goes on
+        with the next update.
         """
-        return all(group.get("learning", False) for group in self.param_groups) and bool(self.param_groups)
+        return self._engine is not None and self._engine.learning
 
     @learning.setter
     def learning(self, value: bool) -> None:
-        self._require_bound()
-        if value and not self.height:
-            raise RuntimeError(f"This {type(self).__name__} has no optimizer= that could learn. Add optimizer=gdtuo.SGD().")
-        if bool(value) == self.learning:
-            return
-        for group in self.param_groups:
-            group["learning"] = bool(value)
-        for bucket in self._all_buckets():
-            bucket.forget()  # what came before the pause says nothing about the updates after it
+        engine = self._bound()
+        if value:
+            self._require_tower()
+        if bool(value) != self.learning:
+            for group in self.param_groups:
+                group["learning"] = bool(value)
+            engine.forget()  # what came before the pause says nothing about the updates after it
+
+    # ---------------------------------------------------------------- looking at it
 
     @property
     def skipped(self) -> int:
         """How many hyper-updates of a group were skipped because a number in them was not finite. Synchronises."""
-        self._require_bound()
-        return int(self._skipped.sum()) if self._ladder is not None else 0
+        return self._bound().skipped
 
     @torch.no_grad()
     def hyperparameters(self) -> dict[str, float]:
@@ -604,9 +316,9 @@ class Level(torch.optim.Optimizer):
             >>> gdtuo.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1).hyperparameters()
             {'L0/g0/lr': 0.1, 'L0/g0/momentum': 0.0, 'L0/g0/dampening': 0.0, 'L0/g0/weight_decay': 0.0}
         """
-        self._require_bound()
-        self._read()
-        return report.hyperparameters(self._levels, self.param_groups, self._ladder)
+        engine = self._bound()
+        engine.read()
+        return report.hyperparameters(self._blueprints(), self.param_groups, engine.ladder)
 
     @torch.no_grad()
     def hypergradients(self) -> dict[str, float]:
@@ -616,32 +328,31 @@ class Level(torch.optim.Optimizer):
         Between `backward()` and `step()` it belongs to the gradients in `p.grad`; after `step()` it is what the step
         used. A group that has nothing to pull back shows what it used last.
         """
-        self._require_bound()
-        if self._ladder is None:
-            return {}
-        shown = [self._ladder.store[f"L{k}/hypergradient"] for k in range(len(self._ladder.learned))]
-        runs = self._runs()
-        if self.learning and _gradient_marks(runs) != self._consumed:
-            gradient, active = self._pull(runs)
-            mask = torch.tensor(active, device=gradient.device)
-            reports = self._ladder.reports(self._ladder.pull(gradient))
-            for k, fresh in enumerate(reports):
-                shown[k] = torch.where(mask[self._ladder.row_group[k]].unsqueeze(1), fresh, shown[k])
-        return report.hypergradients(self.param_groups, self._ladder, shown)
+        engine = self._bound()
+        values = engine.hypergradients()
+        return report.hypergradients(self.param_groups, engine.ladder, values) if engine.ladder else {}
 
     # ---------------------------------------------------------------- saving
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch's.
+
+        Raises:
+            RuntimeError: on a template.
+        """
+        self._bound()
+        super().zero_grad(set_to_none)
+
     def state_dict(self) -> dict[str, Any]:
         """As torch's, every level included; a snapshot: it does not change when the optimizer steps on."""
-        self._require_bound()
+        self._bound()
         result = super().state_dict()
-        groups = []
-        for g, group in enumerate(result["param_groups"]):
-            top = self._ladder.top if self._ladder else None
-            extra = {f"L{self.height}/state/{name}": value for name, value in top.state(g).items()} if top else {}
-            groups.append(_snapshot(group | extra))
         states = {key: _snapshot(state) for key, state in result["state"].items()}
-        return {**result, "state": states, "param_groups": groups}
+        return {**result, "state": states, "param_groups": self._saved_groups(result["param_groups"])}
+
+    def _saved_groups(self, groups: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        engine = self._bound()
+        return [_snapshot({**group, **engine.top_state(g)}) for g, group in enumerate(groups)]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a state dict of the same tower, or of the torch optimizer of the same name.
@@ -649,49 +360,56 @@ class Level(torch.optim.Optimizer):
         Raises:
             ValueError: if it holds another tower than this one, before anything has changed.
         """
-        self._require_bound()
+        self._bound()
+        of_top = f"L{self.height}/state/" if self._levels[-1]._factory else "none"  # there from the first step on
         for g, (saved, group) in enumerate(zip(state_dict["param_groups"], self.param_groups, strict=False)):
             theirs, ours = (
-                {k: tuple(v.shape) for k, v in d.items() if _TOWER_KEY.match(k) and isinstance(v, Tensor)} for d in (saved, group)
+                {key: value.shape for key, value in d.items() if TOWER_KEY.match(key) and isinstance(value, Tensor)}
+                for d in ({k: v for k, v in saved.items() if not k.startswith(of_top)}, group)
             )
-            theirs = {k: v for k, v in theirs.items() if k in ours or not k.startswith(f"L{self.height}/state/")}
-            if theirs and theirs != ours:
-                differ = sorted(k for k in theirs.keys() | ours.keys() if theirs.get(k) != ours.get(k))
+            differ = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
+            if theirs and differ:
                 raise ValueError(
                     f"The state dict holds another tower than this one ({self}): group {g} differs in {', '.join(differ[:5])}. "
                     "Build the optimizer with the optimizer=, learn= and per= that it was saved with."
                 )
+            for index, p in zip(saved["params"], group["params"], strict=False):
+                self._check_saved_state(state_dict["state"].get(index, {}), p)
         super().load_state_dict(state_dict)
 
+    def _check_saved_state(self, saved: Mapping[str, Any], p: Tensor) -> None:
+        for name, value in saved.items():
+            own = self.state[p].get(name) if p in self.state else None
+            if isinstance(value, Tensor) and isinstance(own, Tensor) and value.shape != own.shape:
+                raise ValueError(
+                    f"The state dict holds {name} of shape {tuple(value.shape)} for a parameter of shape {tuple(p.shape)}. Load "
+                    "it into an optimizer over the same parameters, in the same order."
+                )
+
     def __getstate__(self) -> dict[str, Any]:
-        ladder = self.__dict__.get("_ladder")
-        state = dict(super().__getstate__()) if self._bound else {"state": {}, "param_groups": []}
-        if self._bound:
-            state["state"] = {p: _snapshot(entries) for p, entries in self.state.items()}
-            groups = [_snapshot(group) for group in self.param_groups]
-            if ladder is not None and ladder.top is not None:
-                for g, group in enumerate(groups):
-                    group |= {f"L{self.height}/state/{name}": value.clone() for name, value in ladder.top.state(g).items()}
-            state["param_groups"] = groups
-        tower = ("_arguments", "_settings", "_options", "_above", "_factory", "_factory_name", "_bound", "_learned")
-        return state | {name: self.__dict__[name] for name in tower if name in self.__dict__}
+        kept = {name: value for name, value in self.__dict__.items() if name in self._TEMPLATE}
+        if self._engine is None:
+            return kept
+        # snapshots, not the views of the engine's arrays: a pickled view takes its whole base along
+        kept |= super().__getstate__()
+        kept["state"] = {p: _snapshot(entries) for p, entries in self.state.items()}
+        return kept | {"param_groups": self._saved_groups(self.param_groups), "_learned": self._learned}
+
+    _TEMPLATE = ("_arguments", "_settings", "_options", "_above", "_factory", "_factory_name")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if self._bound:
-            super().__setstate__({"state": defaultdict(dict, self.state)})
-            self._build()
-
-
-_TOWER_KEY = re.compile(r"L\d+/")
+        self._engine = None
+        if "param_groups" not in self.__dict__:
+            self.state, self.param_groups = defaultdict(dict), []
+            return
+        super().__setstate__({"state": defaultdict(dict, self.state)})
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)  # a torch optimizer's state dict has no levels above
+        self._engine = Engine(self._blueprints(), self._learned, self.param_groups, self.state)
 
 
 def _snapshot(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy whose tensors no longer change; parameters stay themselves."""
-    return {k: v.clone() if isinstance(v, Tensor) else v for k, v in entries.items()}
-
-
-def _gradient_marks(runs: Sequence[Sequence[Run]]) -> list[tuple[Any, int]]:
-    """Which gradients stand in a run, without keeping them alive: the first one's identity and version."""
-    gradients = [run.params[0].grad for group_runs in runs for run in group_runs]
-    return [(weakref.ref(gradient), gradient._version) for gradient in gradients if gradient is not None]
+    """A copy whose tensors no longer change."""
+    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in entries.items()}

@@ -6,17 +6,15 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from .domains import Domain, Positive
+from .domains import Domain
 from .pullback import KINDS
+from .schema import Schema
 from .torch_top import TorchFactory
 
 if TYPE_CHECKING:
     from .level import Level
 
 __all__ = ["Learning", "Options"]
-
-#: A step size above the first level is a relative change of a step size per step: above this, towers run away.
-UPPER_LR_MAXIMUM = 0.2
 
 GRANULARITIES = ("group", "tensor", "element")
 
@@ -58,17 +56,16 @@ class Options:
     domains: Mapping[str, Domain]
 
     @classmethod
-    def parse(cls, level: type[Level], given: Mapping[str, Any]) -> Options:
+    def parse(cls, schema: Schema, given: Mapping[str, Any]) -> Options:
         """Check the keywords of `Learning`, except `optimizer`.
 
         Raises:
             ValueError: if a name or a choice is unknown.
             TypeError: if a value is of a wrong type.
         """
-        names, title = tuple(level.rule.hyperparameters), level.__name__
+        names, title, known = schema.names, schema.title, schema.known
 
         def spell(name: Any) -> tuple[str, ...]:
-            known = {**{n: (n,) for n in names}, **level.aliases}
             if name not in known:
                 raise ValueError(f"{title} has no hyperparameter {name!r} to learn. It has {', '.join(known)}, or 'all'.")
             return known[name]
@@ -82,7 +79,7 @@ class Options:
         per = given.get("per", "group")
         if per not in GRANULARITIES:
             raise ValueError(f"{title} got per={per!r}. It is one of {', '.join(map(repr, GRANULARITIES))}.")
-        if per == "element" and not level.rule.elementwise:
+        if per == "element" and not schema.rule.elementwise:
             raise ValueError(f"{title} got per='element', but its rule is not elementwise. Use per='tensor'.")
         kind = given.get("hypergradient", "cosine")
         if kind not in KINDS:
@@ -97,12 +94,3 @@ class Options:
                     f"{title} got domains={{{name!r}: {domain!r}}}. Give an instance of a domain, as gdtuo.Positive(maximum=1.0)."
                 )
         return cls(None if learn == "all" else learn, per, kind, horizon, domains)
-
-    def domain(self, level: type[Level], name: str, height: int) -> Domain:
-        """The domain of a hyperparameter of a level that stands `height` levels above the weights' own."""
-        if name in self.domains:
-            return self.domains[name]
-        domain = level.rule.hyperparameters[name][1]
-        if height and name == "lr" and type(domain) is Positive:
-            return dataclasses.replace(domain, maximum=min(domain.maximum, UPPER_LR_MAXIMUM))
-        return domain

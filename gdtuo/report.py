@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .blueprint import Blueprint
 from .ladder import Ladder
-
-if TYPE_CHECKING:
-    from .level import Level
 
 __all__ = ["hypergradients", "hyperparameters"]
 
 
-def hyperparameters(levels: Sequence[Level], groups: Sequence[Mapping[str, Any]], ladder: Ladder | None) -> dict[str, float]:
+def hyperparameters(levels: Sequence[Blueprint], groups: Sequence[Mapping[str, Any]], ladder: Ladder | None) -> dict[str, float]:
     """Every effective value of every level, under "L{level}/g{group}/{name}"."""
     table: dict[str, Any] = {}
     learned: dict[str, Tensor] = {}
@@ -24,7 +22,7 @@ def hyperparameters(levels: Sequence[Level], groups: Sequence[Mapping[str, Any]]
         learned = _labelled(groups, ladder, [ladder.effective(k) for k in range(len(ladder.learned))])
     for k, level in enumerate(levels):
         for g, group in enumerate(groups):
-            for name, number in zip(level.rule.hyperparameters, level._numbers(group, f"L{k}/" if k else ""), strict=True):
+            for name, number in zip(level.schema.names, level.read(group), strict=True):
                 key = f"L{k}/g{g}/{name}"
                 found = {label: value for label, value in learned.items() if label == key or label.startswith(key + "/")}
                 table |= found or {key: number}

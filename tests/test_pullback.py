@@ -127,9 +127,15 @@ def compare_hypergradients(bottom: twin.Level, slopes: list, before: dict, after
             report = level.exact_report(g, level.hypergradient, used) if level.kind == "exact" else gradient
             if level.per == "element" or (k and bottom.per == "element"):
                 for j, name in enumerate(level.learn):
-                    for statistic, value in (("mean", report[:, j].mean()), ("min", report[:, j].min()), ("max", report[:, j].max())):
+                    for statistic, value in (
+                        ("mean", report[:, j].mean()),
+                        ("min", report[:, j].min()),
+                        ("max", report[:, j].max()),
+                    ):
                         if level.per == "element":
-                            assert before[f"L{k}/g{g}/{name}/{statistic}"] == pytest.approx(value.item(), rel=tolerance, abs=tolerance)
+                            assert before[f"L{k}/g{g}/{name}/{statistic}"] == pytest.approx(
+                                value.item(), rel=tolerance, abs=tolerance
+                            )
                 continue
             for (group, block, j), key in labels(k, level.per if k == 0 else "group", level.learn).items():
                 if group == g:

@@ -1,0 +1,92 @@
+"""`Blueprint`: a level as the engine needs it: where it stands, its rule, its numbers, how they are learned."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .domains import Domain, Positive
+from .options import Options
+from .rules import Number, Rule
+from .schema import Schema
+from .torch_top import TorchFactory
+
+__all__ = ["Blueprint"]
+
+#: A step size above the first level is a relative change of a step size per step: above this, towers run away.
+UPPER_LR_MAXIMUM = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Blueprint:
+    """One level of a tower, `height` levels above the weights' own."""
+
+    height: int
+    schema: Schema
+    settings: Mapping[str, Any]
+    options: Options
+    factory: TorchFactory | None  # of the torch optimizer that stands above, if one does
+
+    @property
+    def prefix(self) -> str:
+        """What the level's keys in a parameter group begin with."""
+        return f"L{self.height}/" if self.height else ""
+
+    def read(self, group: Mapping[str, Any]) -> list[Number]:
+        """The level's hyperparameters as they are written in a group."""
+        return self.schema.read(group, self.prefix)
+
+    def numbers(self) -> dict[str, Any]:
+        """What a group holds of this level before anybody writes to it."""
+        return self.schema.named(self.settings, self.prefix)
+
+    def switches(self, group: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The rule's switches: each group's own for the weights' level, else the level's."""
+        source = self.settings if group is None or self.height else group
+        return {name: source[name] for name in self.schema.rule.switches()}
+
+    def rule(self, group: Mapping[str, Any] | None = None) -> Rule:
+        """The update rule with its switches set."""
+        return self.schema.rule(**self.switches(group))
+
+    def domain(self, name: str) -> Domain:
+        """Where a hyperparameter is learned."""
+        if name in self.options.domains:
+            return self.options.domains[name]
+        domain = self.schema.rule.hyperparameters[name][1]
+        if self.height and name == "lr" and type(domain) is Positive:
+            return dataclasses.replace(domain, maximum=min(domain.maximum, UPPER_LR_MAXIMUM))
+        return domain
+
+    def learned(self, groups: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+        """The names that the level above learns.
+
+        Raises:
+            ValueError: if a named hyperparameter cannot move from where it stands in the groups.
+        """
+        chosen = self.options.learn
+        columns = zip(*(self.read(group) for group in groups), strict=True)
+        names = []
+        for name, numbers in zip(self.schema.names, columns, strict=True):
+            if chosen is not None and name not in chosen:
+                continue
+            domain = self.domain(name)
+            values = [float(number) for number in numbers]
+            movable = [value for value in values if value != 0 or domain.learnable(0.0)]
+            if not movable:
+                if chosen is None:
+                    continue
+                raise ValueError(
+                    f"{self.schema.title} cannot learn {name}: it stands at {values[0]}, and a {type(domain).__name__} "
+                    f"hyperparameter stays at 0 when it starts there. Start above 0, for example {name}=1e-4, or leave it "
+                    "out of learn=."
+                )
+            stuck = [value for value in movable if not domain.learnable(value)]
+            if stuck:
+                raise ValueError(
+                    f"{self.schema.title} cannot learn {name}: it stands at {stuck[0]}, outside of {domain}. Start inside, or "
+                    f"give another domain: domains={{{name!r}: gdtuo.{type(domain).__name__}()}}."
+                )
+            names.append(name)
+        return tuple(names)
