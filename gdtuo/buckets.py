@@ -203,9 +203,10 @@ class Bucket:
         rows = rows.to(run.gradient.device)
         if self.per == "element":
             return rows.unbind(1)
-        if len(rows) == 1:
+        lengths = run.lengths
+        if len(rows) == 1 or lengths is None:
             return rows[0].unbind(0)
-        return rows.repeat_interleave(run.lengths, dim=0).unbind(1)
+        return rows.repeat_interleave(lengths, dim=0).unbind(1)
 
     def pull(self, run: Run, wide: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """The last update of a run pulled back.
@@ -234,9 +235,9 @@ class Bucket:
             moved = segment_sum(delta.to(wide).reshape(-1).square(), lengths).unsqueeze(1)
         gradient = run.gradient.to(wide).reshape(-1)
         zero = torch.zeros((), dtype=wide, device=gradient.device).expand_as(gradient)
-        rows = [tangents[name].reshape(-1) if name in tangents else zero for name in self.learned]
-        table = torch.cat((Sums.table(gradient, rows, lengths), moved.to(gradient.device)), dim=1)
-        return table, gradient.unsqueeze(1) * torch.stack(rows, dim=1) if self.per == "element" else None
+        flat = [tangents[name].reshape(-1) if name in tangents else zero for name in self.learned]
+        table = torch.cat((Sums.table(gradient, flat, lengths), moved.to(gradient.device)), dim=1)
+        return table, gradient.unsqueeze(1) * torch.stack(flat, dim=1) if self.per == "element" else None
 
     def update(self, run: Run, numbers: Mapping[str, Number], table: Tensor | None, tick: int) -> None:
         """Move a run's parameters by one update and remember what its pull-back will need.

@@ -200,9 +200,9 @@ class Engine:
         products = torch.zeros_like(shift)  # of gradient and tangent, used if learned per element
         active = [False] * len(self._groups)
         for g, run in self._pending(runs):
-            sums, elements = run.bucket.pull(run, shift.dtype)
+            part, elements = run.bucket.pull(run, shift.dtype)
             blocks = run.bucket.blocks(run)
-            table[slice(g, g + 1) if elementwise else blocks] += sums.to(table.device)
+            table[slice(g, g + 1) if elementwise else blocks] += part.to(table.device)
             if elements is not None:
                 products[blocks] = elements.to(table.device)
             active[g] = True
@@ -210,7 +210,7 @@ class Engine:
         if not elementwise:
             return hypergradient(options.hypergradient, sums, self._eps), active
         weights = shift.new_tensor(self._blocks)[rows].unsqueeze(1)
-        spread = Sums(*(part[rows] for part in sums))
+        spread = Sums(*(column[rows] for column in sums))
         return elementwise_hypergradient(options.hypergradient, products, spread, weights, self._eps), active
 
     @staticmethod

@@ -25,7 +25,7 @@ def hyperparameters(levels: Sequence[Blueprint], groups: Sequence[Mapping[str, A
             for name, number in zip(level.schema.names, level.read(group), strict=True):
                 key = f"L{k}/g{g}/{name}"
                 found = {label: value for label, value in learned.items() if label == key or label.startswith(key + "/")}
-                table |= found or {key: number}
+                table.update(found if found else {key: number})
     if ladder is not None and ladder.top is not None:
         for g, group in enumerate(ladder.top.optimizer.param_groups):
             if "lr" in group:
@@ -39,7 +39,7 @@ def hypergradients(groups: Sequence[Mapping[str, Any]], ladder: Ladder, values: 
 
 
 def _labelled(groups: Sequence[Mapping[str, Any]], ladder: Ladder, values: Sequence[Tensor]) -> dict[str, Tensor]:
-    result = {}
+    result: dict[str, Tensor] = {}
     for g, group in enumerate(groups):
         labels: list[str] | None = [""]  # of the rows below, and None where they are too many to name
         for k, (learned, table) in enumerate(zip(ladder.learned, values, strict=True)):

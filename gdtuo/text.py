@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from typing import Any
 
 from .level import Level
 
@@ -39,14 +40,14 @@ def tower(text: str) -> Level:
         if name not in classes:
             raise ValueError(f"tower({text!r}): there is no level {name!r}. There are {', '.join(sorted(classes))}.")
         try:
-            above = classes[name](**arguments, **({} if above is None else {"optimizer": above}))
+            above = classes[name](**(arguments if above is None else {**arguments, "optimizer": above}))
         except TypeError as error:
             raise ValueError(f"tower({text!r}): {error}") from error
     assert above is not None
     return above
 
 
-def _call(node: ast.expr) -> tuple[str, dict]:
+def _call(node: ast.expr) -> tuple[str, dict[str, Any]]:
     """One level: its lower-case name and its keyword arguments."""
     if isinstance(node, ast.Name):
         return node.id.lower(), {}
@@ -56,7 +57,7 @@ def _call(node: ast.expr) -> tuple[str, dict]:
 
 
 def _classes(base: type[Level]) -> dict[str, type[Level]]:
-    found = {}
+    found: dict[str, type[Level]] = {}
     for cls in base.__subclasses__():
         found |= {cls.__name__.lower(): cls} | _classes(cls)
     return found

@@ -21,10 +21,7 @@ def root(x: Tensor) -> Tensor:
 
 def sgd(w, g, s, h, t, nesterov=False, maximize=False):
     g = (-g if maximize else g) + h["weight_decay"] * w
-    if "b" in s:
-        b = h["momentum"] * s["b"] + (1 - h["dampening"]) * g
-    else:
-        b = g
+    b = h["momentum"] * s["b"] + (1 - h["dampening"]) * g if "b" in s else g
     return w - h["lr"] * (g + h["momentum"] * b if nesterov else b), {"b": b}
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,17 +12,17 @@ from typing_extensions import Unpack
 
 from ..domains import Positive
 from ..level import Learning, Level, Params
-from ..rules import Hyper, Number, Rule, State, safe_divide, safe_sqrt
+from ..rules import Hyper, Number, State, safe_divide, safe_sqrt
+from .penalized import PenalizedRule
 
 __all__ = ["AdaGrad", "AdaGradRule"]
 
 
 @dataclass(frozen=True)
-class AdaGradRule(Rule):
+class AdaGradRule(PenalizedRule):
     """G ← G + g²;  w ← w - η / (1 + (t-1) d) · g / (√G + ε)."""
 
     initial_accumulator_value: float = 0.0
-    maximize: bool = False
 
     hyperparameters = {
         "lr": (1e-2, Positive()),
@@ -36,15 +36,8 @@ class AdaGradRule(Rule):
     def init(self, weights: Tensor, hyper: Collection[str]) -> State:
         return {"sum": torch.full_like(weights, self.initial_accumulator_value)}
 
-    def reads_weights(self, hyper: Collection[str]) -> bool:
-        return "weight_decay" in hyper
-
-    def _gradient(self, weights: Tensor, gradient: Tensor, hyper: Hyper) -> Tensor:
-        gradient = -gradient if self.maximize else gradient
-        return gradient + hyper["weight_decay"] * weights if "weight_decay" in hyper else gradient
-
     def update(self, weights: Tensor, gradient: Tensor, state: State, hyper: Hyper, step: Number) -> tuple[Tensor, State]:
-        g = self._gradient(weights, gradient, hyper)
+        g = self.descent(weights, gradient, hyper)
         total = state["sum"] + g * g
         rate = hyper["lr"] / (1 + (step - 1) * hyper.get("lr_decay", 0.0))
         return -rate * (g / (safe_sqrt(total) + hyper["eps"])), {"sum": total}
@@ -55,7 +48,7 @@ class AdaGradRule(Rule):
     def replay(
         self, learned: tuple[str, ...], weights: Tensor, gradient: Tensor, state: State, hyper: Hyper, step: Number
     ) -> tuple[Tensor, list[Tensor]]:
-        g = self._gradient(weights, gradient, hyper)
+        g = self.descent(weights, gradient, hyper)
         root = safe_sqrt(state["sum"])
         denominator = root + hyper["eps"]
         scaled = g / denominator
@@ -137,7 +130,7 @@ class AdaGrad(Level):
         super().__init__(params, **numbers, **switches, **hints, **learning)
 
     @classmethod
-    def check(cls, group: dict) -> None:
+    def check(cls, group: Mapping[str, Any]) -> None:
         """The accumulator is a sum of squares."""
         if not group["initial_accumulator_value"] >= 0:
             raise ValueError(

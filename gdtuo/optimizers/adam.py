@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,16 +13,16 @@ from typing_extensions import Unpack
 from ..domains import Positive, UnitInterval
 from ..level import Learning, Level, Params
 from ..rules import Hyper, Number, Rule, State, safe_divide, safe_sqrt
+from .penalized import PenalizedRule
 
 __all__ = ["Adam", "AdamRule", "AdamW", "AdamWRule"]
 
 
 @dataclass(frozen=True)
-class AdamRule(Rule):
+class AdamRule(PenalizedRule):
     """m ← β1 m + (1-β1) g; v ← β2 v + (1-β2) g²; w ← w - η m̂ / (√v̂ + ε), m̂ = m / (1-β1^t), v̂ = v / (1-β2^t)."""
 
     amsgrad: bool = False
-    maximize: bool = False
 
     hyperparameters = {
         "lr": (1e-3, Positive()),
@@ -39,18 +39,15 @@ class AdamRule(Rule):
         names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")[: 3 if self.amsgrad else 2]
         return {name: torch.zeros_like(weights) for name in names}
 
-    def reads_weights(self, hyper: Collection[str]) -> bool:
-        return "weight_decay" in hyper
-
-    def _gradient(self, weights: Tensor, gradient: Tensor, hyper: Hyper) -> Tensor:
-        gradient = -gradient if self.maximize else gradient
-        return gradient + hyper["weight_decay"] * weights if "weight_decay" in hyper and not self.decoupled else gradient
+    def descent(self, weights: Tensor, gradient: Tensor, hyper: Hyper) -> Tensor:
+        coupled = {} if self.decoupled else hyper
+        return super().descent(weights, gradient, coupled)
 
     def _decay(self, weights: Tensor, delta: Tensor, hyper: Hyper) -> Tensor:
         return delta - hyper["lr"] * hyper["weight_decay"] * weights if "weight_decay" in hyper and self.decoupled else delta
 
     def update(self, weights: Tensor, gradient: Tensor, state: State, hyper: Hyper, step: Number) -> tuple[Tensor, State]:
-        g = self._gradient(weights, gradient, hyper)
+        g = self.descent(weights, gradient, hyper)
         beta1, beta2 = hyper["beta1"], hyper["beta2"]
         first = beta1 * state["exp_avg"] + (1 - beta1) * g
         second = beta2 * state["exp_avg_sq"] + (1 - beta2) * (g * g)
@@ -84,7 +81,7 @@ class AdamRule(Rule):
         mean = first / bias1
         direction = self._decay(weights, -mean / denominator * lr, hyper)
 
-        def through(mean_change: Tensor | float, square_change: Tensor | float) -> Tensor:
+        def through(mean_change: Tensor | float, square_change: Tensor) -> Tensor:
             # d(m̂ / (√v̂ + ε)) for changes of m̂ and v̂; √v̂ moves by half the change of v̂ over √v̂
             return mean_change / denominator - mean / denominator**2 * safe_divide(square_change * 0.5, root)
 
@@ -99,7 +96,7 @@ class AdamRule(Rule):
                 return lr * mean / denominator**2
             if name == "weight_decay" and self.decoupled:
                 return -lr * weights
-            g = self._gradient(weights, gradient, hyper)
+            g = self.descent(weights, gradient, hyper)
             if name == "weight_decay":  # ∂g = w
                 square_change = largest_change(2 * (1 - beta2) * g * weights) / bias2
                 return -lr * through((1 - beta1) / bias1 * weights, square_change)
@@ -186,7 +183,7 @@ class Adam(Level):
         super().__init__(params, **numbers, **switches, **hints, **learning)
 
     @classmethod
-    def check(cls, group: dict) -> None:
+    def check(cls, group: Mapping[str, Any]) -> None:
         """A beta of 1 would never take anything in."""
         for i, beta in enumerate(group["betas"]):
             if not beta < 1:

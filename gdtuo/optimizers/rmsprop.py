@@ -12,17 +12,17 @@ from typing_extensions import Unpack
 
 from ..domains import Positive, UnitInterval
 from ..level import Learning, Level, Params
-from ..rules import Hyper, Number, Rule, State, safe_divide, safe_sqrt
+from ..rules import Hyper, Number, State, safe_divide, safe_sqrt
+from .penalized import PenalizedRule
 
 __all__ = ["RMSProp", "RMSPropRule"]
 
 
 @dataclass(frozen=True)
-class RMSPropRule(Rule):
+class RMSPropRule(PenalizedRule):
     """s ← α s + (1-α) g²; if centered a ← α a + (1-α) g; d = g / (√(s - a²) + ε); b ← μ b + d; w ← w - η b."""
 
     centered: bool = False
-    maximize: bool = False
 
     hyperparameters = {
         "lr": (1e-2, Positive()),
@@ -38,19 +38,12 @@ class RMSPropRule(Rule):
         names = ["square_avg"] + ["momentum_buffer"] * ("momentum" in hyper) + ["grad_avg"] * self.centered
         return {name: torch.zeros_like(weights) for name in names}
 
-    def reads_weights(self, hyper: Collection[str]) -> bool:
-        return "weight_decay" in hyper
-
-    def _gradient(self, weights: Tensor, gradient: Tensor, hyper: Hyper) -> Tensor:
-        gradient = -gradient if self.maximize else gradient
-        return gradient + hyper["weight_decay"] * weights if "weight_decay" in hyper else gradient
-
     def _root(self, state: State) -> Tensor:
         variance = state["square_avg"]
         return safe_sqrt(variance - state["grad_avg"] ** 2 if self.centered else variance)
 
     def update(self, weights: Tensor, gradient: Tensor, state: State, hyper: Hyper, step: Number) -> tuple[Tensor, State]:
-        g, alpha = self._gradient(weights, gradient, hyper), hyper["alpha"]
+        g, alpha = self.descent(weights, gradient, hyper), hyper["alpha"]
         after = {"square_avg": alpha * state["square_avg"] + (1 - alpha) * (g * g)}
         if self.centered:
             after["grad_avg"] = alpha * state["grad_avg"] + (1 - alpha) * g
@@ -70,7 +63,7 @@ class RMSPropRule(Rule):
         lr, alpha, buffer = hyper["lr"], hyper["alpha"], state.get("momentum_buffer")
         if buffer is not None and learned == ("lr",):
             return -lr * buffer, [-buffer]
-        g = self._gradient(weights, gradient, hyper)
+        g = self.descent(weights, gradient, hyper)
         root = self._root(state)
         denominator = root + hyper["eps"]
         scaled = g / denominator

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,17 +12,17 @@ from typing_extensions import Unpack
 
 from ..domains import Positive, UnitInterval
 from ..level import Learning, Level, Params
-from ..rules import Hyper, Number, Rule, State
+from ..rules import Hyper, Number, State
+from .penalized import PenalizedRule
 
 __all__ = ["SGD", "SGDRule"]
 
 
 @dataclass(frozen=True)
-class SGDRule(Rule):
+class SGDRule(PenalizedRule):
     """b ← μ b + (1 - τ) g (b ← g at the first step);  w ← w - η b, or w ← w - η (g + μ b) with Nesterov."""
 
     nesterov: bool = False
-    maximize: bool = False
 
     hyperparameters = {
         "lr": (1e-2, Positive()),
@@ -36,15 +36,8 @@ class SGDRule(Rule):
     def init(self, weights: Tensor, hyper: Collection[str]) -> State:
         return {"momentum_buffer": torch.zeros_like(weights)} if "momentum" in hyper else {}
 
-    def reads_weights(self, hyper: Collection[str]) -> bool:
-        return "weight_decay" in hyper
-
-    def _gradient(self, weights: Tensor, gradient: Tensor, hyper: Hyper) -> Tensor:
-        gradient = -gradient if self.maximize else gradient
-        return gradient + hyper["weight_decay"] * weights if "weight_decay" in hyper else gradient
-
     def update(self, weights: Tensor, gradient: Tensor, state: State, hyper: Hyper, step: Number) -> tuple[Tensor, State]:
-        direction = self._gradient(weights, gradient, hyper)
+        direction = self.descent(weights, gradient, hyper)
         if "momentum" in hyper:
             dampening = hyper.get("dampening", 0.0) * (step > 1)
             buffer = hyper["momentum"] * state["momentum_buffer"] + (1 - dampening) * direction
@@ -64,13 +57,13 @@ class SGDRule(Rule):
     def replay(
         self, learned: tuple[str, ...], weights: Tensor, gradient: Tensor, state: State, hyper: Hyper, step: Number
     ) -> tuple[Tensor, list[Tensor]]:
-        momentum, buffer = hyper.get("momentum"), state.get("momentum_buffer")
+        momentum, buffer = hyper.get("momentum", 0.0), state.get("momentum_buffer")
         later = step > 1
         fresh = 1 - hyper.get("dampening", 0.0) * later
         if buffer is not None and not self.nesterov:
             direction = buffer
         else:
-            g = self._gradient(weights, gradient, hyper)
+            g = self.descent(weights, gradient, hyper)
             direction = g if buffer is None else g + momentum * buffer
 
         def through_buffer(change: Tensor) -> Tensor:
@@ -85,7 +78,7 @@ class SGDRule(Rule):
                 return through_buffer(fresh * weights) + (weights if self.nesterov else 0.0)
             if buffer is None:
                 return torch.zeros_like(direction)
-            g = self._gradient(weights, gradient, hyper)
+            g = self.descent(weights, gradient, hyper)
             if name == "dampening":
                 return through_buffer(-g * later)
             # momentum: the old buffer is (b - (1 - τ) g) / μ, and 0 before the first step
@@ -162,7 +155,7 @@ class SGD(Level):
         super().__init__(params, **numbers, **switches, **hints, **learning)
 
     @classmethod
-    def check(cls, group: dict) -> None:
+    def check(cls, group: Mapping[str, Any]) -> None:
         """Nesterov momentum needs a momentum and no dampening."""
         if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
             raise ValueError(
