@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from . import report
 from .blueprint import Blueprint
@@ -18,6 +17,9 @@ from .options import Learning, Options
 from .rules import Rule
 from .schema import Schema
 from .torch_top import TorchFactory, check_factory
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Learning", "Level", "Params"]
 

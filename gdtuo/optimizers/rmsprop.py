@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
-from typing_extensions import Unpack
 
 from ..domains import Positive, UnitInterval
 from ..level import Learning, Level, Params
 from ..rules import Hyper, Number, State, safe_divide, safe_sqrt
 from .penalized import PenalizedRule
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["RMSProp", "RMSPropRule"]
 

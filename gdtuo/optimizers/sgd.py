@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
-from typing_extensions import Unpack
 
 from ..domains import Positive, UnitInterval
 from ..level import Learning, Level, Params
 from ..rules import Hyper, Number, State
 from .penalized import PenalizedRule
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["SGD", "SGDRule"]
 

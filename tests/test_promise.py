@@ -1,0 +1,48 @@
+"""`Adam(optimizer=SGD(optimizer=SGD()))` with no further numbers, on real data, from good and bad starts."""
+
+from __future__ import annotations
+
+from statistics import mean
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+import gdtuo
+from gdtuo.lab.data import digits
+
+SEEDS = (0, 1, 2)
+HEIGHTS = (2, 3, 6)
+
+
+def tower(height: int) -> gdtuo.Level | None:
+    above = None
+    for _ in range(height):
+        above = gdtuo.SGD(optimizer=above)
+    return above
+
+
+def train(make, seed: int) -> tuple[float, float]:
+    """(training loss, test loss) of a 64-48-10 network after 15 epochs of batches of 64."""
+    data = digits()
+    torch.manual_seed(seed)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 48), torch.nn.Tanh(), torch.nn.Linear(48, 10))
+    optimizer = make(model.parameters())
+    for _ in range(15):
+        for batch in torch.randperm(len(data.train)).split(64):
+            optimizer.zero_grad()
+            cross_entropy(model(data.train.inputs[batch]), data.train.labels[batch]).backward()
+            optimizer.step()
+    with torch.no_grad():
+        train_loss, test_loss = (cross_entropy(model(part.inputs), part.labels).item() for part in data)
+    return train_loss, test_loss
+
+
+@pytest.mark.parametrize("lr", [1e-6, 1e-5, 1e-4, 1e-3, 1e-2])
+def test_never_behind_plain_adam_and_far_ahead_from_low_starts(lr):
+    plain = [train(lambda params: torch.optim.Adam(params, lr=lr), seed) for seed in SEEDS]
+    for height in HEIGHTS:
+        towers = [train(lambda params, h=height: gdtuo.Adam(params, lr=lr, optimizer=tower(h)), seed) for seed in SEEDS]
+        train_ratio, test_ratio = (mean(t) / mean(p) for t, p in zip(zip(*towers), zip(*plain)))
+        assert train_ratio <= (0.1 if lr <= 1e-4 else 1.05), height
+        assert test_ratio <= (0.1 if lr <= 1e-4 else 1.10), height
