@@ -13,6 +13,7 @@ from __future__ import annotations
 import gzip
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,14 +30,18 @@ FOLDER_VARIABLE = "GDTUO_DATA"
 UNSIGNED_BYTE = 0x08
 
 
-class Examples(NamedTuple):
+@dataclass(frozen=True)
+class Examples:
     """n labelled examples."""
 
     inputs: Tensor  # [n, features] float32 in [0, 1]
     labels: Tensor  # [n] int64 in 0 … 9
 
-    def __getitem__(self, index: slice | Tensor) -> Examples:  # type: ignore[override]
-        """The examples that a slice or an index tensor names: a batch is data.train[batch]."""
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: slice | Tensor) -> Examples:
+        """The examples that a slice or a tensor of indices names: a batch is `data.train[batch]`."""
         return Examples(self.inputs[index], self.labels[index])
 
 
@@ -73,7 +78,7 @@ def digits(seed: int = 0, test: int = 360) -> Data:
     inputs = torch.as_tensor(bunch.data / 16.0, dtype=torch.float32)
     labels = torch.as_tensor(bunch.target, dtype=torch.int64)
     if not 0 < test < len(inputs):
-        raise ValueError(f"digits got test={test}. Keep between 1 and {len(inputs) - 1} of the {len(inputs)} examples for testing.")
+        raise ValueError(f"digits got test={test}. Keep 1 to {len(inputs) - 1} of the {len(inputs)} examples for testing.")
     order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))
     every = Examples(inputs[order], labels[order])
     return Data(train=every[test:], test=every[:test])
