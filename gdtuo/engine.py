@@ -13,7 +13,7 @@ from .blueprint import Blueprint
 from .buckets import Bucket, Run, numel
 from .hyperparameters import written
 from .ladder import Ladder, Plan
-from .pullback import Sums, elementwise_hypergradient, hypergradient
+from .pullback import Sums, elementwise_hypergradient, hypergradient, noise
 from .rules import Number
 
 __all__ = ["Engine"]
@@ -57,8 +57,9 @@ class Engine:
         # the number of the current update; parameters that were updated together share it
         self._tick = max((state.get("pending", 0) for bucket in self._all_buckets() for state in bucket.states), default=0)
         self._consumed: list[Any] = []
-        dtypes = {bucket.params[0].dtype for bucket in self._all_buckets()}
-        self._eps = max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)
+        if self.ladder is not None:
+            eps = max((torch.finfo(bucket.params[0].dtype).eps for bucket in self._all_buckets()), default=0.0)
+            self._noise = noise(self._bottom.rule(), self._learned[0], eps, like=self.ladder.store.flat)
 
     def _build_ladder(self) -> Ladder:
         device = next((p.device for group in self._groups for p in group["params"]), torch.device("cpu"))
@@ -208,10 +209,10 @@ class Engine:
             active[g] = True
         sums = Sums.of_table(table, count)
         if not elementwise:
-            return hypergradient(options.hypergradient, sums, self._eps), active
+            return hypergradient(options.hypergradient, sums, self._noise), active
         weights = shift.new_tensor(self._blocks)[rows].unsqueeze(1)
         spread = Sums(*(column[rows] for column in sums))
-        return elementwise_hypergradient(options.hypergradient, products, spread, weights, self._eps), active
+        return elementwise_hypergradient(options.hypergradient, products, spread, weights, self._noise), active
 
     @staticmethod
     def _pending(runs: Sequence[Sequence[Run]]) -> list[tuple[int, Run]]:

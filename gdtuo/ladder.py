@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .domains import Domain
 from .hyperparameters import Learned
-from .pullback import Sums, derive, elementwise_hypergradient, hypergradient
+from .pullback import Sums, derive, elementwise_hypergradient, hypergradient, noise, noise
 from .rules import Number, Rule
 from .store import Shape, Store
 from .torch_top import TorchFactory, TorchTop
@@ -87,6 +87,10 @@ class Ladder:
                     shapes[f"L{k}/trace"] = Shape(rows, (below, here))
                     shapes[f"L{k}/sums"] = Shape([1] * self.groups, (here + 1,))  # |z|², |Δ|²
         self.store = Store(shapes, dtype, device)
+        names = [learned.names for learned in self.learned]
+        self._noise = [
+            noise(plan.rule, n, torch.finfo(dtype).eps, like=self.store.flat) for plan, n in zip(plans, names, strict=False)
+        ]
         index = torch.arange(self.groups, device=device)
         self.row_group = [index.repeat_interleave(torch.tensor(rows, device=device)) for rows in self.blocks]
         self.numbers: list[list[Number]] = []  # written values of each level above the first, by name
@@ -124,13 +128,12 @@ class Ladder:
         products = gradient.unsqueeze(-1) * trace  # [C, P, H]
         zz, dd = sums[:, :-1], sums[:, -1:]
         gg = self._by_group(k - 1, (gradient * gradient).sum(1, keepdim=True))
-        eps = torch.finfo(trace.dtype).eps
         if plan.per == "element":
             rows = self.row_group[k]
             count = torch.bincount(rows, minlength=self.groups).unsqueeze(1)[rows]
             block = Sums(zz[rows], zz[rows], gg[rows], dd[rows])
-            return elementwise_hypergradient(plan.kind, products.flatten(0, 1), block, count, eps)
-        return hypergradient(plan.kind, Sums(self._by_group(k - 1, products.sum(1)), zz, gg, dd), eps)
+            return elementwise_hypergradient(plan.kind, products.flatten(0, 1), block, count, self._noise[k])
+        return hypergradient(plan.kind, Sums(self._by_group(k - 1, products.sum(1)), zz, gg, dd), self._noise[k])
 
     def _by_group(self, k: int, rows: Tensor) -> Tensor:
         """Sums over the rows of each group of level k's blocks: [B, ...] -> [G, ...]."""

@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 
 from .rules import Hyper, Number, Rule, State
 
-__all__ = ["Sums", "derive", "elementwise_hypergradient", "hypergradient", "segment_sum"]
+__all__ = ["Sums", "derive", "elementwise_hypergradient", "hypergradient", "noise", "segment_sum"]
 
 KINDS = ("cosine", "exact")
 
@@ -60,6 +60,11 @@ class Sums(NamedTuple):
         return torch.stack([segment_sum(product, lengths) for product in products], dim=1)
 
 
+def noise(rule: Rule, learned: Sequence[str], eps: float, like: Tensor) -> Tensor:
+    """[H] the rounding error of tangents relative to the update: eps of the weights' dtype, 0 for direct ones."""
+    return torch.tensor([0.0 if name in rule.direct else eps for name in learned], dtype=like.dtype, device=like.device)
+
+
 def segment_sum(array: Tensor, lengths: Tensor | None) -> Tensor:
     """[n] -> [len(lengths)]: sums over consecutive stretches; None for one stretch."""
     if lengths is None:
@@ -67,12 +72,14 @@ def segment_sum(array: Tensor, lengths: Tensor | None) -> Tensor:
     return torch.segment_reduce(array, "sum", lengths=lengths)
 
 
-def hypergradient(kind: str, sums: Sums, eps: float) -> Tensor:
+def hypergradient(kind: str, sums: Sums, eps: Tensor) -> Tensor:
     """[B, H]: what the level above receives as its gradient for a hyperparameter that governs a whole block.
 
     exact:  ⟨g, z⟩ = dL/d(shift)
     cosine: ⟨g, z⟩ / (|g| |z|), in [-1, 1] and without units. It is 0 where |z| <= √eps |Δ| (rounding noise of
             an update that does not depend on the hyperparameter) and where it would be 0/0. NaN stays NaN.
+
+    `eps` [H] comes from `noise`.
     """
     if kind == "exact":
         return sums.gz
@@ -81,7 +88,7 @@ def hypergradient(kind: str, sums: Sums, eps: float) -> Tensor:
     return torch.where(silent, 0.0, sums.gz / torch.where(silent, 1.0, norm))
 
 
-def elementwise_hypergradient(kind: str, products: Tensor, sums: Sums, count: Tensor | int, eps: float) -> Tensor:
+def elementwise_hypergradient(kind: str, products: Tensor, sums: Sums, count: Tensor, eps: Tensor) -> Tensor:
     """[n, H]: the same for one hyperparameter a weight, from the products g_i z_i and sums over the weights' group.
 
     cosine: g_i z_i over the product of the root mean squares of g and z (`count` weights), clamped to ±1.

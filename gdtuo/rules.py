@@ -48,12 +48,16 @@ class Rule(ABC):
         optional: names of hyperparameters that drop out where the user's number is exactly 0 and is not
             learned: they are then absent from `hyper`, and a rule tests for that with `"momentum" in hyper`.
             It must never branch on a value.
+        direct: names of hyperparameters that multiply the update, or a part of it, as it stands. The derivative
+            with respect to any other may be what rounding leaves of an identical zero (Adam's betas at the first
+            step), and its cosine is 0 where it is below √eps times the update; that of a direct one never is.
         elementwise: whether each weight's update depends on that weight, its gradient and its state alone.
             Only elementwise rules may be flattened, learned per element, or stand above the first level.
     """
 
     hyperparameters: ClassVar[Mapping[str, tuple[float, Domain]]] = {}
     optional: ClassVar[frozenset[str]] = frozenset()
+    direct: ClassVar[frozenset[str]] = frozenset()
     elementwise: ClassVar[bool] = True
     closed_form: ClassVar[bool] = False
 

@@ -33,6 +33,7 @@ class AdaGradRule(PenalizedRule):
         "eps": (1e-10, Positive()),
     }
     optional = frozenset(("lr_decay", "weight_decay"))
+    direct = frozenset(("lr", "lr_decay"))
     closed_form: ClassVar[bool] = True
 
     def init(self, weights: Tensor, hyper: Collection[str]) -> State:

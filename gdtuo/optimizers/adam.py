@@ -34,6 +34,7 @@ class AdamRule(PenalizedRule):
         "weight_decay": (0.0, Positive()),
     }
     optional = frozenset(("weight_decay",))
+    direct = frozenset(("lr",))
     closed_form: ClassVar[bool] = True
     decoupled: ClassVar[bool] = False  # whether weight decay stays out of the moments
 
@@ -116,6 +117,7 @@ class AdamWRule(AdamRule):
     """Adam with decoupled weight decay: w ← w - η λ w beside Adam's own update."""
 
     hyperparameters = {**AdamRule.hyperparameters, "weight_decay": (1e-2, Positive())}
+    direct = frozenset(("lr", "weight_decay"))
     decoupled: ClassVar[bool] = True
 
 

@@ -34,6 +34,7 @@ class RMSPropRule(PenalizedRule):
         "momentum": (0.0, UnitInterval()),
     }
     optional = frozenset(("weight_decay", "momentum"))
+    direct = frozenset(("lr",))
     closed_form: ClassVar[bool] = True
 
     def init(self, weights: Tensor, hyper: Collection[str]) -> State:

@@ -33,6 +33,7 @@ class SGDRule(PenalizedRule):
         "weight_decay": (0.0, Positive()),
     }
     optional = frozenset(("momentum", "dampening", "weight_decay"))
+    direct = frozenset(("lr", "weight_decay"))
     closed_form: ClassVar[bool] = True
 
     def init(self, weights: Tensor, hyper: Collection[str]) -> State:
