@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .domains import Domain, Positive
@@ -58,6 +58,11 @@ class Blueprint:
         if self.height and name == "lr" and type(domain) is Positive:
             return dataclasses.replace(domain, maximum=min(domain.maximum, UPPER_LR_MAXIMUM))
         return domain
+
+    def closed_form(self, learned: Iterable[str]) -> bool:
+        """Whether the rule's own closed form differentiates its updates."""
+        rule = self.schema.rule
+        return rule.closed_form and not any(name in rule.divisors and self.domain(name).learnable(0.0) for name in learned)
 
     def learned(self, groups: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
         """The names that the level above learns.

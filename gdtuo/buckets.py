@@ -78,6 +78,7 @@ class Bucket:
         learned: those that the level above learns, () if nothing stands above.
         horizon: over how many updates tangents are accumulated.
         per: granularity of what is learned.
+        closed_form: whether the rule's closed form differentiates its updates.
         params: the parameters; one alone if the rule is not elementwise.
         places: their indices in the group.
         rows: their first rows among the blocks of learned hyperparameters.
@@ -94,6 +95,7 @@ class Bucket:
         learned: tuple[str, ...],
         horizon: int,
         per: str,
+        closed_form: bool,
         params: list[Tensor],
         places: list[int],
         rows: list[int],
@@ -113,7 +115,8 @@ class Bucket:
         self.reads_weights = rule.reads_weights(self.present)
         # Tangents are kept where they accumulate, where no closed form can rebuild them from the state, and
         # where the values to rebuild them with would take as much memory.
-        self.traced = bool(self.own) and (horizon > 1 or per == "element" or not rule.closed_form)
+        self.traced = bool(self.own) and (horizon > 1 or per == "element" or not closed_form)
+        self.closed_form = closed_form
         self.states = [states[p] for p in params]
         self._allocate()
 
@@ -259,7 +262,7 @@ class Bucket:
             hyper |= {name: values[self.names.index(name)] for name in self.own}
             slopes = values[len(self.names) :]
         if self.traced and tick and self.last is not None:
-            if self.rule.closed_form:
+            if self.closed_form:
                 delta, after = self.rule.update(*arguments)
                 _, tangents = self.rule.replay(self.own, weights, run.gradient, after, hyper, step)
             else:

@@ -70,7 +70,8 @@ class Engine:
             present = self._present(k, self._groups) if k else blueprint.schema.names
             domains = {name: blueprint.domain(name) for name in learned}
             options = blueprint.options
-            plans.append(Plan(blueprint.rule(), present, domains, options.per, options.hypergradient, options.horizon))
+            closed = blueprint.closed_form(learned)
+            plans.append(Plan(blueprint.rule(), present, domains, options.per, options.hypergradient, closed, options.horizon))
         sizes = [len(group["params"]) for group in self._groups]
         ladder = Ladder(plans, self._blueprints[-1].factory, self._blocks, sizes, dtype, device)
         for g, group in enumerate(self._groups):
@@ -109,6 +110,7 @@ class Engine:
                 self._learned[0] if self._learned else (),
                 options.horizon,
                 options.per,
+                self._bottom.closed_form(self._learned[0] if self._learned else ()),
                 [group["params"][i] for i in places],
                 places,
                 [rows[i] for i in places],

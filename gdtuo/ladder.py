@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .domains import Domain
 from .hyperparameters import Learned
-from .pullback import Sums, derive, elementwise_hypergradient, hypergradient, noise, noise
+from .pullback import Sums, derive, elementwise_hypergradient, hypergradient, noise
 from .rules import Number, Rule
 from .store import Shape, Store
 from .torch_top import TorchFactory, TorchTop
@@ -33,6 +33,7 @@ class Plan:
     domains: Mapping[str, Domain]  # of those that the level above learns, in the order of its columns
     per: str
     kind: str  # "cosine" or "exact"
+    closed_form: bool  # or derivatives come from the rule's `update`
     horizon: int
 
     @property
@@ -201,7 +202,7 @@ class Ladder:
             learned = self.learned[k]
             own = store[f"L{k}/shift"]
             hyper |= zip(learned.names, self._columns(k, learned.effective(own)).unbind(-1), strict=True)
-            if plan.rule.closed_form:
+            if plan.closed_form:
                 delta, after = plan.rule.update(shift, gradient, state, hyper, step)
                 _, tangents = plan.rule.replay(learned.names, shift, gradient, after, hyper, step)
             else:

@@ -51,6 +51,9 @@ class Rule(ABC):
         direct: names of hyperparameters that multiply the update, or a part of it, as it stands. The derivative
             with respect to any other may be what rounding leaves of an identical zero (Adam's betas at the first
             step), and its cosine is 0 where it is below √eps times the update; that of a direct one never is.
+        closed_form: whether `replay` is supplied. Without it derivatives come from `update`.
+        divisors: hyperparameters by which `replay` divides to learn them; where such a one may become 0, as in a
+            `Real` domain, derivatives come from `update` all the same.
         elementwise: whether each weight's update depends on that weight, its gradient and its state alone.
             Only elementwise rules may be flattened, learned per element, or stand above the first level.
     """
@@ -60,6 +63,7 @@ class Rule(ABC):
     direct: ClassVar[frozenset[str]] = frozenset()
     elementwise: ClassVar[bool] = True
     closed_form: ClassVar[bool] = False
+    divisors: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def switches(cls) -> dict[str, Any]:

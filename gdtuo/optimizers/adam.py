@@ -36,6 +36,7 @@ class AdamRule(PenalizedRule):
     optional = frozenset(("weight_decay",))
     direct = frozenset(("lr",))
     closed_form: ClassVar[bool] = True
+    divisors = frozenset(("beta1", "beta2"))
     decoupled: ClassVar[bool] = False  # whether weight decay stays out of the moments
 
     def init(self, weights: Tensor, hyper: Collection[str]) -> State:

@@ -36,6 +36,7 @@ class RMSPropRule(PenalizedRule):
     optional = frozenset(("weight_decay", "momentum"))
     direct = frozenset(("lr",))
     closed_form: ClassVar[bool] = True
+    divisors = frozenset(("alpha", "momentum"))
 
     def init(self, weights: Tensor, hyper: Collection[str]) -> State:
         names = ["square_avg"] + ["momentum_buffer"] * ("momentum" in hyper) + ["grad_avg"] * self.centered

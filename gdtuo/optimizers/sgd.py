@@ -35,6 +35,7 @@ class SGDRule(PenalizedRule):
     optional = frozenset(("momentum", "dampening", "weight_decay"))
     direct = frozenset(("lr", "weight_decay"))
     closed_form: ClassVar[bool] = True
+    divisors = frozenset(("momentum",))
 
     def init(self, weights: Tensor, hyper: Collection[str]) -> State:
         return {"momentum_buffer": torch.zeros_like(weights)} if "momentum" in hyper else {}
