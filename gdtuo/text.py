@@ -13,7 +13,8 @@ __all__ = ["tower"]
 def tower(text: str) -> Level:
     """An unbound tower, bottom first, each level a name and, in parentheses, keyword arguments.
 
-    The names are those of the classes in lower case, subclasses of `Level` that you have defined included.
+    The names are those of the classes in lower case, subclasses of `Level` that you have defined included, except names
+    that start with an underscore.
 
     Args:
         text: as "adam / sgd(lr=0.01) / sgd"; spaces do not matter. Values are Python literals.
@@ -59,5 +60,6 @@ def _call(node: ast.expr) -> tuple[str, dict[str, Any]]:
 def _classes(base: type[Level]) -> dict[str, type[Level]]:
     found: dict[str, type[Level]] = {}
     for cls in base.__subclasses__():
-        found |= {cls.__name__.lower(): cls} | _classes(cls)
+        public = {} if cls.__name__.startswith("_") else {cls.__name__.lower(): cls}
+        found |= public | _classes(cls)
     return found
