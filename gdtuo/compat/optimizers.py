@@ -110,7 +110,8 @@ class Tower(Optimizable):
         if self._place is not None and self._learned:
             tower, height = self._place
             shift = tower.param_groups[0][f"L{height}/shift"].detach().flatten()
-            raw |= {name: raw[name].to(shift) + moved for name, moved in zip(self._learned, shift, strict=True)}
+            moved = zip(self._learned, shift, strict=True)
+            raw |= {name: raw[name].to(shift) + by for name, by in moved if name in raw}
         return Raw({name: value.to(torch.get_default_dtype()) for name, value in raw.items()})
 
     def step(self, params: Mapping[str, Tensor]) -> None:
@@ -221,8 +222,12 @@ class SGDPerParam(Tower):
     def _plan(self, moved: Sequence[str], above: Tower | None, bottom: bool) -> tuple[dict[str, Any], Tensor | None]:
         # The rates are shifts of 0, since a group has one written number alone.
         self._learned = [f"{name}_alpha" for name in moved]
-        self._raw |= {name: _double(0.0) for name in self._learned}
-        start = torch.tensor([[self._rates[name]] for name in moved], dtype=torch.float64)
+        left_out = [] if above is None else [name for name in self._learned if not above._reaches(name)]
+        if left_out and isinstance(above, SGDPerParam) and isinstance(above.optimizer, Tower):
+            # a rate that is not named would start at 0 but be learned with the others
+            raise ValueError(f"A level above learns the rates of {above}, which does not name all. Name all of them: {left_out}.")
+        self._raw |= {name: _double(0.0) for name in self._learned if name in self._raw}
+        start = torch.tensor([[self._rates.get(name, 0.0)] for name in moved], dtype=torch.float64)
         return {**self._arguments, "learn": "alpha", "per": "tensor" if bottom else "element"}, start
 
 
