@@ -409,7 +409,7 @@ def test_the_wrapper_and_its_tower_can_be_copied():
 
 @pytest.mark.parametrize("base", ["Optimizable", "SGD", "ModuleWrapper"])
 def test_subclassing_names_rule(base):
-    with pytest.raises(TypeError, match=r"gdtuo\.Rule.*custom rules in the README"):
+    with pytest.raises(TypeError, match=r"gdtuo\.Rule.*A rule of your own' in the README"):
         type("Mine", (getattr(compat, base),), {"__module__": "script"})
 
 

@@ -19,7 +19,7 @@ class Optimizable:
 
     Raises:
         TypeError: on subclassing. An update rule of your own is a `gdtuo.Rule`, about fifteen lines whose
-            hypergradients are derived; the README's section on custom rules shows one.
+            hypergradients are derived; the README shows one under "A rule of your own".
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -27,7 +27,7 @@ class Optimizable:
         if not cls.__module__.startswith(__package__):
             raise TypeError(
                 f"{cls.__name__} subclasses {cls.__mro__[1].__name__} of gdtuo.compat, which carries the published optimizers "
-                "alone. Write a gdtuo.Rule and a gdtuo.Level instead: see custom rules in the README."
+                "alone. Write a gdtuo.Rule and a gdtuo.Level instead: see 'A rule of your own' in the README."
             )
 
     def initialize(self) -> None:
@@ -168,7 +168,7 @@ def build(bottom: Tower, params: Mapping[str, Tensor]) -> None:
         if not moved:  # nothing is left for the levels above to do
             break
     # A level with shifts needs one above it: on top, one that moves nothing.
-    tower = SGDLevel(alpha=0.0) if moved else None
+    tower: Level | None = SGDLevel(alpha=0.0) if moved else None
     for k in reversed(range(len(keywords))):
         above = {} if tower is None else {"optimizer": tower}
         tower = chain[k]._level([group] if k == 0 else None, **keywords[k], **above)
