@@ -111,7 +111,7 @@ class Tower(Optimizable):
             tower, height = self._place
             shift = tower.param_groups[0][f"L{height}/shift"].detach().flatten()
             moved = zip(self._learned, shift, strict=True)
-            raw |= {name: raw[name].to(shift) + by for name, by in moved if name in raw}
+            raw |= {name: self._at(raw[name].to(by), by) for name, by in moved if name in raw}
         return Raw({name: value.to(torch.get_default_dtype()) for name, value in raw.items()})
 
     def step(self, params: Mapping[str, Tensor]) -> None:
@@ -136,6 +136,10 @@ class Tower(Optimizable):
 
     def __str__(self) -> str:
         return f"{self._title} / {self.optimizer}"
+
+    def _at(self, start: Tensor, shift: Tensor) -> Tensor:
+        """A raw number that started at `start`."""
+        return start + shift
 
     def _reaches(self, name: str) -> bool:
         """Whether this level moves what is called `name` below it."""
@@ -216,6 +220,9 @@ class SGDPerParam(Tower):
         super().__init__({"alpha": 0.0, "mu": 0.0}, optimizer)
         self._raw = {f"{name}_alpha": _double(rate) for name, rate in self._rates.items()}
 
+    def _at(self, start: Tensor, shift: Tensor) -> Tensor:
+        return shift  # which started at `start`: see `_plan`
+
     def _reaches(self, name: str) -> bool:
         return name in self._rates
 
@@ -226,7 +233,6 @@ class SGDPerParam(Tower):
         if left_out and isinstance(above, SGDPerParam) and isinstance(above.optimizer, Tower):
             # a rate that is not named would start at 0 but be learned with the others
             raise ValueError(f"A level above learns the rates of {above}, which does not name all. Name all of them: {left_out}.")
-        self._raw |= {name: _double(0.0) for name in self._learned if name in self._raw}
         start = torch.tensor([[self._rates.get(name, 0.0)] for name in moved], dtype=torch.float64)
         return {**self._arguments, "learn": "alpha", "per": "tensor" if bottom else "element"}, start
 
