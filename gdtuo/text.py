@@ -20,15 +20,18 @@ def tower(text: str) -> Level:
         text: as "adam / sgd(lr=0.01) / sgd"; spaces do not matter. Values are Python literals.
 
     Raises:
+        TypeError: if it is not a text.
         ValueError: if the text is not such a list, a name is unknown, or a level refuses its arguments.
 
     Example:
         >>> str(tower("adam(betas=(0.9, 0.99)) / sgd(lr=0.01) / sgd"))
         'adam / sgd / sgd'
     """
+    if not isinstance(text, str):
+        raise TypeError(f"tower() got {type(text).__name__}. Write levels bottom first, as 'adam/sgd(lr=0.01)/sgd'.")
     try:
         node = ast.parse(text.strip(), mode="eval").body
-        calls = []
+        calls: list[tuple[str, dict[str, Any]]] = []
         while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
             calls.append(_call(node.right))
             node = node.left
@@ -53,6 +56,11 @@ def _call(node: ast.expr) -> tuple[str, dict[str, Any]]:
     if isinstance(node, ast.Name):
         return node.id.lower(), {}
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args and all(k.arg for k in node.keywords):
+        names = [str(k.arg) for k in node.keywords]
+        if "optimizer" in names:
+            raise ValueError("the optimizer of a level is what follows its slash")
+        if len(set(names)) < len(names):
+            raise ValueError(f"{ast.unparse(node)!r} gives a keyword twice")
         return node.func.id.lower(), {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
     raise ValueError(f"{ast.unparse(node)!r} is no level")
 
