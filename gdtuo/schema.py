@@ -67,7 +67,7 @@ class Schema:
                 "per='element' learns several."
             )
         try:
-            value = float(number)
+            value = float("" if isinstance(number, str) else number)  # float("0.1") would pass, and fail at the first step
         except (TypeError, ValueError) as error:
             raise TypeError(f"{self.title} got {shown}={number!r}. Give a number, as {shown}={default}.") from error
         if not domain.allows(value):
