@@ -67,5 +67,8 @@ def written(numbers: Sequence[Sequence[Number]], like: Tensor) -> Tensor:
     if not any(isinstance(number, Tensor) for group in numbers for number in group):
         return torch.tensor(numbers, dtype=like.dtype, device=like.device).reshape(len(numbers), -1)
     return torch.stack(
-        [torch.stack([torch.as_tensor(number).detach().to(like).reshape(()) for number in group]) for group in numbers]
+        [
+            torch.stack([torch.as_tensor(number, dtype=like.dtype, device=like.device).detach().reshape(()) for number in group])
+            for group in numbers
+        ]
     )
