@@ -91,6 +91,11 @@ def _try(factory: TorchFactory, values: list[list[float]]) -> Tensor:
             f"optimizer= cannot step single hyperparameters: {type(error).__name__}: {error} Elementwise torch optimizers "
             f"can; LBFGS and Muon, for example, cannot. {remedy}"
         ) from error
+    if hasattr(optimizer, "bind"):  # a level of gdtuo, whose own tower would neither be saved nor shown
+        raise TypeError(
+            f"optimizer= was called with parameters and returned a bound {type(optimizer).__name__}. Give the level itself, "
+            f"without parameters: optimizer={type(optimizer).__name__}(...)."
+        )
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer= was called with parameters and returned {type(optimizer).__name__}. {remedy}")
     return torch.cat([leaf.detach() for leaf in leaves])
