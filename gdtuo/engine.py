@@ -40,15 +40,20 @@ class Engine:
     ) -> None:
         self._blueprints, self._learned, self._groups, self._state = blueprints, learned, groups, state
         self._bottom = blueprints[0]
-        self._build()
+        self._consumed: list[Any] = []  # which gradients the last step used
+        self.ladder: Ladder | None = None
+        self.build()
 
     # ---------------------------------------------------------------- layout
 
-    def _build(self) -> None:
+    def build(self) -> None:
         """Lay out all arrays; entries of groups and state that fit are taken over."""
         self._written: list[Any] = []
         self._structure = self._read_structure()
         per, groups = self._bottom.options.per, self._groups
+        if self.ladder is not None and self.ladder.top is not None:
+            for g in range(len(self.ladder.top.leaves)):
+                groups[g].update(self.top_state(g))
         sizes = [[{"group": 0, "tensor": 1, "element": numel(p)}[per] for p in group["params"]] for group in groups]
         self._blocks = [1 if per == "group" else sum(size) for size in sizes]
         self.ladder = self._build_ladder() if self._learned else None
@@ -56,7 +61,6 @@ class Engine:
         self._buckets = [self._build_buckets(g, sizes[g]) for g in range(len(groups))]
         # the number of the current update; parameters that were updated together share it
         self._tick = max((state.get("pending", 0) for bucket in self._all_buckets() for state in bucket.states), default=0)
-        self._consumed: list[Any] = []
         if self.ladder is not None:
             eps = max((torch.finfo(bucket.params[0].dtype).eps for bucket in self._all_buckets()), default=0.0)
             self._noise = noise(self._bottom.rule(), self._learned[0], eps, like=self.ladder.store.flat)
@@ -161,7 +165,7 @@ class Engine:
         if not tensors and not thawed and now == self._written:
             return
         if thawed or self._read_structure() != self._structure:
-            self._build()
+            self.build()
         self._written = [] if tensors else now  # a tensor may be changed in place: read again
         names = self._bottom.schema.names
         self._numbers: list[dict[str, Number]] = []

@@ -48,6 +48,9 @@ class Level(torch.optim.Optimizer):
     What is learned is a shift beside the number in `param_groups`, which stays the user's or a scheduler's:
     effective = domain.shifted(group["lr"], shift).
 
+    `state_dict` carries every level. `load_state_dict` continues from the same tower's, or from that of the torch
+    optimizer of the same name; one of another tower, optimizer or model raises ValueError and changes nothing.
+
     Attributes:
         rule: the update rule.
         aliases: names in `param_groups` that stand for several hyperparameters of the rule: "betas".
@@ -79,7 +82,8 @@ class Level(torch.optim.Optimizer):
         schema = self._schema()
         unknown = [name for name in arguments if name not in schema.defaults and name not in HINTS]
         if unknown:
-            raise TypeError(f"{schema.title} got unknown arguments {unknown}. It takes {', '.join(schema.defaults)}.")
+            takes = ", ".join((*schema.defaults, *Learning.__annotations__))
+            raise TypeError(f"{schema.title} got unknown arguments {unknown}. It takes {takes}.")
         if arguments.get("differentiable"):
             raise ValueError(
                 f"{schema.title} got differentiable=True. A tower needs no differentiable step: name a level in optimizer=, "
@@ -137,8 +141,11 @@ class Level(torch.optim.Optimizer):
 
     def _parse_optimizer(self, optimizer: Level | TorchFactory | None) -> tuple[Level | None, TorchFactory | None]:
         title = type(self).__name__
+        given: Any = optimizer
         if optimizer is None:
             return None, None
+        if isinstance(given, type) and issubclass(given, Level):
+            raise TypeError(f"{title} got a class as optimizer=. Give an instance: optimizer={given.__name__}().")
         if isinstance(optimizer, Level):
             if optimizer._engine is not None:
                 raise ValueError(
@@ -177,20 +184,32 @@ class Level(torch.optim.Optimizer):
         """
         if "defaults" not in self.__dict__:
             self._bound()
-        merged = {**self.defaults, **param_group}
-        for blueprint in self._blueprints():
-            blueprint.schema.check(merged, blueprint.prefix)
-        self.check(merged)
+        if isinstance(param_group, dict):  # else torch says so
+            merged = {**self.defaults, **param_group}
+            for blueprint in self._blueprints():
+                blueprint.schema.check(merged, blueprint.prefix)
+                if blueprint.height < self.height:
+                    blueprint.learned([*self.param_groups, merged])
+            self.check(merged)
         super().add_param_group(param_group)
         if self._engine is not None:
-            self._engine = Engine(self._blueprints(), self._learned, self.param_groups, self.state)
+            self._engine.build()
 
     def _bound(self) -> Engine:
         if self._engine is None:
-            raise RuntimeError(
-                f"This {type(self).__name__} is a template without parameters. Bind it first: {self!r}.bind(model.parameters())."
-            )
+            raise self._unbound()
         return self._engine
+
+    def _unbound(self) -> RuntimeError:
+        return RuntimeError(
+            f"This {type(self).__name__} is a template without parameters. Bind it first: {self!r}.bind(model.parameters())."
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        # torch's own attributes, which a template does not have: hooks registered on it would be lost
+        if name.startswith("_optimizer_") and self.__dict__.get("_engine", self) is None:
+            raise self._unbound()
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     # ---------------------------------------------------------------- the tower
 
@@ -217,7 +236,8 @@ class Level(torch.optim.Optimizer):
     def __repr__(self) -> str:
         if self._engine is not None:
             return super().__repr__()
-        shown = {k: v for k, v in self._arguments.items() if k in Learning.__annotations__ or v != self._schema().defaults.get(k)}
+        usual = dict.fromkeys(HINTS) | {"capturable": False, "differentiable": False} | self._schema().defaults
+        shown = {key: value for key, value in self._arguments.items() if key not in usual or value != usual[key]}
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
 
     # ---------------------------------------------------------------- stepping
@@ -356,38 +376,6 @@ class Level(torch.optim.Optimizer):
         engine = self._bound()
         return [_snapshot({**group, **engine.top_state(g)}) for g, group in enumerate(groups)]
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a state dict of the same tower, or of the torch optimizer of the same name.
-
-        Raises:
-            ValueError: if it holds another tower than this one, before anything has changed.
-        """
-        self._bound()
-        of_top = f"L{self.height}/state/" if self._levels[-1]._factory else "none"  # there from the first step on
-        for g, (saved, group) in enumerate(zip(state_dict["param_groups"], self.param_groups, strict=False)):
-            theirs, ours = (
-                {key: value.shape for key, value in d.items() if TOWER_KEY.match(key) and isinstance(value, Tensor)}
-                for d in ({k: v for k, v in saved.items() if not k.startswith(of_top)}, group)
-            )
-            differ = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
-            if theirs and differ:
-                raise ValueError(
-                    f"The state dict holds another tower than this one ({self}): group {g} differs in {', '.join(differ[:5])}. "
-                    "Build the optimizer with the optimizer=, learn= and per= that it was saved with."
-                )
-            for index, p in zip(saved["params"], group["params"], strict=False):
-                self._check_saved_state(state_dict["state"].get(index, {}), p)
-        super().load_state_dict(state_dict)
-
-    def _check_saved_state(self, saved: Mapping[str, Any], p: Tensor) -> None:
-        for name, value in saved.items():
-            own = self.state[p].get(name) if p in self.state else None
-            if isinstance(value, Tensor) and isinstance(own, Tensor) and value.shape != own.shape:
-                raise ValueError(
-                    f"The state dict holds {name} of shape {tuple(value.shape)} for a parameter of shape {tuple(p.shape)}. Load "
-                    "it into an optimizer over the same parameters, in the same order."
-                )
-
     def __getstate__(self) -> dict[str, Any]:
         kept = {name: value for name, value in self.__dict__.items() if name in self._TEMPLATE}
         if self._engine is None:
@@ -400,6 +388,8 @@ class Level(torch.optim.Optimizer):
     _TEMPLATE = ("_arguments", "_settings", "_options", "_above", "_factory", "_factory_name")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        if self.__dict__.get("_engine") is not None:  # torch loads a state dict through here, after all its own checks
+            self._check_loaded(state["param_groups"], state["state"])
         self.__dict__.update(state)
         self._engine = None
         if "param_groups" not in self.__dict__:
@@ -410,6 +400,35 @@ class Level(torch.optim.Optimizer):
             for name, value in self.defaults.items():
                 group.setdefault(name, value)  # a torch optimizer's state dict has no levels above
         self._engine = Engine(self._blueprints(), self._learned, self.param_groups, self.state)
+
+    def _check_loaded(self, groups: Iterable[Mapping[str, Any]], states: Mapping[Tensor, Mapping[str, Any]]) -> None:
+        """Raise ValueError unless a state dict holds this tower, or no tower at all, over the same parameters."""
+        of_top = f"L{self.height}/state/" if self._levels[-1]._factory else "none"  # there from the first step on
+        for g, (saved, group) in enumerate(zip(groups, self.param_groups, strict=True)):
+            missing = [key for key in self._blueprints()[0].numbers() if key not in saved]
+            if missing:
+                raise ValueError(
+                    f"The state dict holds another optimizer than this one ({self}): group {g} has no {', '.join(missing)}. Load "
+                    "it into the optimizer that it was saved from."
+                )
+            theirs, ours = (
+                {key: value.shape for key, value in d.items() if TOWER_KEY.match(key) and isinstance(value, Tensor)}
+                for d in ({key: value for key, value in saved.items() if not key.startswith(of_top)}, group)
+            )
+            differ = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
+            if theirs and differ:
+                raise ValueError(
+                    f"The state dict holds another tower than this one ({self}): group {g} differs in {', '.join(differ[:5])}. "
+                    "Build the optimizer with the optimizer=, learn= and per= that it was saved with."
+                )
+        for p, entries in states.items():
+            own = self.state.get(p, {})
+            for name, value in entries.items():
+                if isinstance(value, Tensor) and isinstance(own.get(name), Tensor) and value.shape != own[name].shape:
+                    raise ValueError(
+                        f"The state dict holds {name} of shape {tuple(value.shape)} for a parameter of shape {tuple(p.shape)}. "
+                        "Load it into an optimizer over the same parameters, in the same order."
+                    )
 
 
 def _snapshot(entries: Mapping[str, Any]) -> dict[str, Any]:

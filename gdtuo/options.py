@@ -70,6 +70,10 @@ class Options:
                 raise ValueError(f"{title} has no hyperparameter {name!r} to learn. It has {', '.join(known)}, or 'all'.")
             return known[name]
 
+        if not isinstance(given.get("learn", ""), Iterable):
+            raise TypeError(f"{title} got learn={given['learn']!r}. Give names, as learn='lr' or learn=('lr', 'eps').")
+        if not isinstance(given.get("domains", {}), Mapping):
+            raise TypeError(f"{title} got domains={given['domains']!r}. Name what lives there: domains={{'lr': gdtuo.Real()}}.")
         learn = given.get("learn", ("lr",) if "lr" in names else "all")
         if learn != "all":
             chosen = {n for name in ([learn] if isinstance(learn, str) else learn) for n in spell(name)}
