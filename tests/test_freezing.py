@@ -1,180 +1,345 @@
-"""What is not finite freezes its group for a step; nothing else moves what was learned against its will."""
+"""Bad gradients freeze what is learned and nothing else; `learning` and `hyperstep()` move exactly what they say."""
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from cases import F64, TOWERS, Awkward, backward, differences, learned_values, tower_values, train, two_groups
 
 import gdtuo
 
-BAD = [float("nan"), float("inf"), -float("inf")]
-TOWERS = {
-    "adam/sgd/sgd": lambda: gdtuo.Adam(lr=0.01, optimizer=gdtuo.SGD(optimizer=gdtuo.SGD())),
-    "exact": lambda: gdtuo.SGD(
-        momentum=0.5, learn="all", hypergradient="exact", optimizer=gdtuo.SGD(lr=1e-4, optimizer=gdtuo.SGD(lr=1e-5))
-    ),
-    "adam above": lambda: gdtuo.SGD(lr=0.01, optimizer=gdtuo.Adam(learn="all", optimizer=gdtuo.Adam())),
-    "horizon, per tensor": lambda: gdtuo.Adam(lr=0.01, per="tensor", horizon=4, optimizer=gdtuo.RMSProp(optimizer=gdtuo.SGD())),
-    "per element": lambda: gdtuo.AdamW(lr=0.01, per="element", optimizer=gdtuo.SGD(momentum=0.5, optimizer=gdtuo.SGD())),
-    "torch on top": lambda: gdtuo.Adam(lr=0.01, optimizer=gdtuo.SGD(optimizer=lambda p: torch.optim.Adam(p, lr=0.01))),
-}
+SHAPES = pytest.mark.parametrize("shape", TOWERS)
+#: towers in which a hypergradient of 0 moves nothing, since no level above the first remembers earlier ones
+MEMORYLESS = ("adam/sgd/sgd", "sgd/sgd/sgd, per element", "drift/sgd")
 
 
-def two_groups():
-    rng = torch.Generator().manual_seed(0)
-    w = [torch.nn.Parameter(torch.randn(4, generator=rng, dtype=torch.float64)) for _ in range(3)]
-    return [{"params": w[:2]}, {"params": w[2:], "lr": 0.02}]
+def make(shape: str, steps: int = 6) -> tuple[Awkward, gdtuo.Level]:
+    """A tower in mid-run over two groups."""
+    model = Awkward()
+    optimizer = TOWERS[shape]().bind(two_groups(model, 0.02))
+    train(model, optimizer, range(steps))
+    return model, optimizer
 
 
-def fill(optimizer, step, scale=1.0):
-    rng = torch.Generator().manual_seed(100 + step)
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            p.grad = (p.detach() + 0.3 * torch.randn(p.shape, generator=rng, dtype=p.dtype)) * scale
+def learned_state(optimizer: gdtuo.Level, group: int) -> dict[str, torch.Tensor]:
+    """What a frozen group must keep: all of its tower except the record of the weights' own last update."""
+    return {key: value for key, value in tower_values(optimizer, group).items() if not key.endswith(("L0/last", "L0/slope"))}
 
 
-def run(optimizer, steps, scale=1.0):
-    for step in steps:
-        fill(optimizer, step, scale)
-        optimizer.step()
+def weights(model: Awkward) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-def tower_numbers(optimizer, group):
-    """Everything of the tower that a saved group holds, what belongs to the weights' last update left out."""
-    saved = optimizer.state_dict()["param_groups"][group]
-    weights_own = ("L0/last", "L0/slope")
-    return {k: v for k, v in saved.items() if isinstance(v, torch.Tensor) and k.startswith("L") and k not in weights_own}
+# ---------------------------------------------------------------- numbers that are not finite
 
 
-@pytest.mark.parametrize("bad", BAD)
-@pytest.mark.parametrize("shape", TOWERS)
-def test_a_bad_gradient_freezes_its_group_at_every_level_and_is_counted(shape, bad):
-    optimizer, twin = TOWERS[shape]().bind(two_groups()), TOWERS[shape]().bind(two_groups())
-    for some in (optimizer, twin):
-        run(some, range(6))
-    before = [tower_numbers(optimizer, g) for g in (0, 1)]
-    assert before[0]["L0/shift"].any()
-    assert optimizer.skipped == 0
-    for some in (optimizer, twin):
-        fill(some, 6)
-    optimizer.param_groups[0]["params"][1].grad[2] = bad
-    for some in (optimizer, twin):
-        some.step()
-    after = [tower_numbers(optimizer, g) for g in (0, 1)]
-    assert before[0].keys() == after[0].keys()
-    for name, value in before[0].items():
-        assert torch.equal(value, after[0][name]), name
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@SHAPES
+def test_a_bad_gradient_freezes_its_group_and_is_counted(shape, bad):
+    """Group 1 (bias, scale) gets it. Group 0 has gradients of its own and learns as if nothing had happened."""
+    model, optimizer = make(shape)
+    twin, undisturbed = make(shape)
+    before = learned_state(optimizer, 1)
+    for net in (model, twin):
+        backward(net, 6)
+    model.bias.grad[2] = bad
+    optimizer.step()
+    undisturbed.step()
+    assert not differences(before, learned_state(optimizer, 1))
     assert optimizer.skipped == 1
-    assert twin.skipped == 0
-    # the other group goes on as if nothing had happened
-    run(optimizer, range(7, 10))
-    run(twin, range(7, 10))
-    for name, value in tower_numbers(twin, 1).items():
-        assert torch.equal(value, tower_numbers(optimizer, 1)[name]), name
-    assert torch.equal(optimizer.param_groups[1]["params"][0], twin.param_groups[1]["params"][0])
-    assert all(abs(v) < float("inf") for v in optimizer.hyperparameters().values())
+    assert undisturbed.skipped == 0
+    assert differences(before, learned_state(undisturbed, 1))  # it would have learned
+    assert not differences(tower_values(optimizer, 0), tower_values(undisturbed, 0))
+    assert torch.equal(model.tied, twin.tied)
+    assert not model.bias[2].isfinite() or math.isinf(bad)  # the weights do what torch would do
+    # and group 0 goes on, bitwise, with gradients given by hand
+    make_noise = torch.Generator().manual_seed(3)
+    for _ in range(10):
+        gradient = torch.randn(5, 4, generator=make_noise, dtype=F64)
+        for net, tower in ((model, optimizer), (twin, undisturbed)):
+            net.zero_grad()
+            net.tied.grad = gradient.clone()
+            tower.step()
+    assert not differences(tower_values(optimizer, 0), tower_values(undisturbed, 0))
+    assert torch.equal(model.tied, twin.tied)
 
 
-def test_weights_do_what_torch_would_do():
-    ours, theirs = two_groups(), two_groups()
-    optimizer = gdtuo.Adam(ours, lr=0.01, optimizer=gdtuo.SGD(lr=0.0))
-    reference = torch.optim.Adam(theirs, lr=0.01)
-    for step in range(4):
-        for some in (optimizer, reference):
-            fill(some, step)
-            if step == 2:
-                some.param_groups[0]["params"][0].grad[0] = float("nan")
-            some.step()
-    for a, b in zip(optimizer.param_groups, reference.param_groups, strict=True):
-        for p, q in zip(a["params"], b["params"], strict=True):
-            torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12, equal_nan=True)
-    assert optimizer.param_groups[0]["params"][0][0].isnan()
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@SHAPES
+def test_every_bad_step_is_counted(shape, bad):
+    """Three in a row: all frozen, each counted; a group whose tower is poisoned stays frozen for ever, others learn."""
+    model, optimizer = make(shape)
+    before = learned_state(optimizer, 1)
+    others = learned_state(optimizer, 0)
+    for i in range(3):
+        model.zero_grad()
+        model.tied.grad = torch.full_like(model.tied, 0.1 * (i + 1))
+        model.bias.grad = torch.full_like(model.bias, bad)
+        optimizer.step()
+        assert optimizer.skipped == i + 1
+        assert not differences(before, learned_state(optimizer, 1))
+    assert differences(others, learned_state(optimizer, 0))
+    assert all(math.isfinite(v) for v in optimizer.hyperparameters().values())
+    assert "skipped" in optimizer.state_dict()["param_groups"][0]
+    other = TOWERS[shape]().bind(two_groups(Awkward(), 0.02))
+    other.load_state_dict(optimizer.state_dict())
+    assert other.skipped == 3
 
 
-@pytest.mark.parametrize("shape", TOWERS)
-def test_dummy_step_of_checkpoint_tools_changes_nothing(shape):
-    optimizer = TOWERS[shape]().bind(two_groups())
-    weights = [p.detach().clone() for group in optimizer.param_groups for p in group["params"]]
-    values = optimizer.hyperparameters()
-    rates = [group["lr"] for group in optimizer.param_groups]
+@SHAPES
+def test_a_bad_gradient_passes(shape):
+    """A NaN whose damage the user repairs (as a restart from a checkpoint does): the group learns again."""
+    model, optimizer = make(shape)
+    state = {p: {k: v.clone() for k, v in s.items() if isinstance(v, torch.Tensor)} for p, s in optimizer.state.items()}
+    kept = weights(model)
+    backward(model, 6)
+    model.bias.grad[0] = math.nan
+    optimizer.step()
     with torch.no_grad():
-        for group in optimizer.param_groups:
-            group["lr"] = 0.0
-            for p in group["params"]:
+        for p, entries in state.items():
+            for key, value in entries.items():
+                optimizer.state[p][key].copy_(value)
+        for name, p in model.named_parameters():
+            p.copy_(kept[name])
+    before = learned_state(optimizer, 1)
+    train(model, optimizer, range(7, 12))
+    changed = {key.split("/")[1] for key in differences(before, learned_state(optimizer, 1)) if key.endswith("/shift")}
+    assert changed == {key.split("/")[1] for key in before if key.endswith("/shift")}
+    assert all(value.isfinite().all() for value in learned_values(optimizer).values())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_hyperstep_freezes_too(bad):
+    model, optimizer = make("adam/sgd/sgd")
+    before, others, kept = learned_state(optimizer, 1), learned_state(optimizer, 0), weights(model)
+    backward(model, 6)
+    model.bias.grad[0] = bad
+    optimizer.hyperstep()
+    assert not differences(before, learned_state(optimizer, 1))
+    assert differences(others, learned_state(optimizer, 0))
+    assert optimizer.skipped == 1
+    assert not differences(kept, weights(model))
+
+
+# ---------------------------------------------------------------- gradients of 0
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+@SHAPES
+def test_a_dummy_step_changes_nothing(shape, fresh):
+    """Checkpoint tools take one, with gradients 0, lr = 0 and no_grad, to have the state allocated."""
+    model, optimizer = make(shape, 0 if fresh else 6)
+    kept, before = weights(model), optimizer.hyperparameters()
+    shifts = learned_values(optimizer)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for p in model.parameters():
+        if p.requires_grad:
+            p.grad = torch.zeros_like(p)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    with torch.no_grad():
+        optimizer.step()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    assert not differences(kept, weights(model))
+    if fresh or shape in MEMORYLESS:  # in mid-run a momentum above goes on, as any momentum does
+        assert not differences(shifts, learned_values(optimizer))
+        assert before == optimizer.hyperparameters()
+    assert optimizer.skipped == 0
+
+
+@SHAPES
+def test_zero_gradients_for_20_steps(shape):
+    """Finite everywhere, and with no momentum above nothing that was learned moves."""
+    model, optimizer = make(shape)
+    before = learned_values(optimizer)
+    for _ in range(20):
+        for p in model.parameters():
+            if p.requires_grad:
                 p.grad = torch.zeros_like(p)
         optimizer.step()
-        for group, lr in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = lr
-        optimizer.zero_grad()
-    assert all(torch.equal(p, w) for p, w in zip((p for g in optimizer.param_groups for p in g["params"]), weights, strict=True))
-    assert optimizer.hyperparameters() == values
-
-
-@pytest.mark.parametrize("shape", [shape for shape in TOWERS if "adam above" not in shape and "torch" not in shape])
-def test_zero_gradients_teach_nothing(shape):
-    optimizer = TOWERS[shape]().bind(two_groups())
-    run(optimizer, range(20), scale=0.0)
-    assert all(group["L0/shift"].eq(0).all() for group in optimizer.param_groups)
+        assert all(value.isfinite().all() for value in tower_values(optimizer).values())
+        assert not any(optimizer.hypergradients().values())
     assert optimizer.skipped == 0
-    run(optimizer, range(20, 24))
-    assert all(group["L0/shift"].any() for group in optimizer.param_groups)
+    assert all(p.isfinite().all() for p in model.parameters())
+    if shape in MEMORYLESS:
+        assert not differences(before, learned_values(optimizer))
 
 
-@pytest.mark.parametrize("scale", [1e-12, 1e12])
-@pytest.mark.parametrize("per", ["group", "tensor"])
-def test_cosine_has_no_units(scale, per):
-    """SGD's learning rate in the units of the problem, gradients of any size: the same cosines."""
-    towers = [
-        gdtuo.SGD(two_groups(), lr=0.01, momentum=0.5, learn=("lr", "momentum"), per=per, optimizer=gdtuo.SGD()) for _ in range(2)
-    ]
-    for step in range(6):
-        for optimizer, factor in zip(towers, (1.0, scale), strict=True):
-            rng = torch.Generator().manual_seed(step)
-            for group in optimizer.param_groups:
-                for p in group["params"]:
-                    p.grad = torch.randn(p.shape, generator=rng, dtype=p.dtype) * factor
-            optimizer.step()
-    plain, scaled = (optimizer.hypergradients() for optimizer in towers)
-    assert any(abs(v) > 0.1 for v in plain.values())
-    assert scaled == pytest.approx(plain, rel=1e-9)
-
-
-def test_learning_off_freezes_and_on_resumes():
-    optimizer = gdtuo.Adam(two_groups(), lr=0.01, horizon=3, optimizer=gdtuo.Adam(optimizer=gdtuo.SGD()))
-    run(optimizer, range(5))
-    optimizer.learning = False
+@SHAPES
+def test_zero_gradients_from_the_start(shape):
+    """Dead units: g = 0 and v = 0, where every quotient is 0/0."""
+    model = Awkward()
+    optimizer = TOWERS[shape]().bind(two_groups(model, 0.02, weight_decay=0.0))
     before = optimizer.hyperparameters()
-    weights = optimizer.param_groups[0]["params"][0].detach().clone()
-    run(optimizer, range(5, 10))
+    for _ in range(20):
+        for p in model.parameters():
+            if p.requires_grad:
+                p.grad = torch.zeros_like(p)
+        assert not any(optimizer.hypergradients().values())
+        optimizer.step()
+    assert optimizer.skipped == 0
+    assert all(value.isfinite().all() for value in tower_values(optimizer).values())
     assert optimizer.hyperparameters() == before
-    assert not torch.equal(weights, optimizer.param_groups[0]["params"][0])
-    assert optimizer.state_dict()["param_groups"][0]["learning"] is False
-    with pytest.raises(RuntimeError, match="learning = True"):
+    losses = train(model, optimizer, range(100))
+    assert sum(losses[-10:]) < 0.85 * sum(losses[:10])
+    assert all(value.any() for value in learned_values(optimizer).values())
+
+
+@pytest.mark.parametrize("factor", [1e-12, 1e12])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda p: gdtuo.SGD(p, lr=1e-3, momentum=0.8, learn="all", optimizer=gdtuo.SGD(optimizer=gdtuo.SGD())),
+        lambda p: gdtuo.SGD(p, lr=1e-3, per="tensor", optimizer=gdtuo.SGD(optimizer=gdtuo.SGD())),
+        lambda p: gdtuo.SGD(p, lr=1e-3, per="element", optimizer=gdtuo.SGD(optimizer=gdtuo.SGD())),
+        lambda p: gdtuo.SGD(p, lr=1e-3, horizon=4, optimizer=gdtuo.SGD(optimizer=gdtuo.SGD())),
+        lambda p: gdtuo.Adam(p, eps=0.0, learn=("lr", "betas"), optimizer=gdtuo.Adam(optimizer=gdtuo.SGD())),
+        lambda p: gdtuo.RMSProp(p, eps=0.0, centered=True, learn=("lr", "alpha"), optimizer=gdtuo.SGD()),
+        lambda p: gdtuo.AdaGrad(p, eps=0.0, optimizer=gdtuo.SGD()),
+    ],
+    ids=["momentum", "tensor", "element", "horizon", "adam", "rmsprop", "adagrad"],
+)
+def test_a_whole_run_in_other_units(build, factor):
+    """Gradients in other units throughout, 1e-12 to 1e12: the same cosines at every step, the same learned factors."""
+    runs = []
+    for scale in (1.0, factor):
+        w = torch.nn.Parameter(torch.ones(6, dtype=F64))
+        v = torch.nn.Parameter(torch.ones(3, 2, dtype=F64))
+        optimizer = build([w, v])
+        noise, seen = torch.Generator().manual_seed(2), []
+        for _ in range(10):
+            for p in (w, v):
+                p.grad = scale * (torch.randn(p.shape, generator=noise, dtype=F64) + 0.5)
+            seen.append(optimizer.hypergradients())
+            optimizer.step()
+        runs.append((seen, optimizer.hyperparameters()))
+    for plain, scaled in zip(runs[0][0], runs[1][0], strict=True):
+        assert scaled == pytest.approx(plain, rel=1e-7, abs=1e-9)
+    assert runs[1][1] == pytest.approx(runs[0][1], rel=1e-9)
+    assert any(abs(value) > 0.05 for value in runs[0][0][-1].values())
+
+
+# ---------------------------------------------------------------- on purpose
+
+
+@SHAPES
+def test_learning_switched_off_and_on(shape):
+    model, optimizer = make(shape)
+    optimizer.learning = False
+    assert optimizer.learning is False
+    before, kept = tower_values(optimizer), weights(model)
+    values = optimizer.hyperparameters()
+    train(model, optimizer, range(6, 12))
+    frozen = {key: v for key, v in before.items() if not key.endswith(("L0/last", "L0/slope"))}
+    after = tower_values(optimizer)
+    assert not differences(frozen, {key: after[key] for key in frozen})
+    assert values == optimizer.hyperparameters()
+    assert differences(kept, weights(model))
+    with pytest.raises(RuntimeError, match=r"optimizer\.learning = True"):
         optimizer.hyperstep()
+    twin = TOWERS[shape]().bind(two_groups(Awkward(), 0.02))
+    twin.load_state_dict(optimizer.state_dict())
+    assert twin.learning is False  # it is saved
     optimizer.learning = True
-    run(optimizer, range(10, 11))
-    assert optimizer.hyperparameters() == before  # the frozen updates are not pulled back
-    run(optimizer, range(11, 13))
-    assert optimizer.hyperparameters() != before
+    backward(model, 12)
+    optimizer.step()  # nothing from before the pause is pulled back
+    assert not differences(learned_values(optimizer), {key: before[key] for key in learned_values(optimizer)})
+    train(model, optimizer, range(13, 20))
+    changed = {key.split("/")[1] for key in differences(before, learned_values(optimizer)) if key.endswith("/shift")}
+    assert changed == {key.split("/")[1] for key in learned_values(optimizer)}
 
 
-def test_hyperstep_moves_hyperparameters_alone_and_once():
-    optimizer = gdtuo.SGD(two_groups(), lr=0.01, optimizer=gdtuo.Adam(optimizer=gdtuo.SGD()))
-    optimizer.hyperstep()  # nothing to pull back yet
-    start = optimizer.hyperparameters()
-    run(optimizer, range(3))
-    weights = [p.detach().clone() for group in optimizer.param_groups for p in group["params"]]
-    before = optimizer.hyperparameters()
-    assert before != start
-    fill(optimizer, 3)
+def test_learning_off_from_the_start_is_torch():
+    model, twin = Awkward(), Awkward()
+    ours = gdtuo.Adam(two_groups(model, 0.02), lr=0.01, optimizer=gdtuo.SGD())
+    ours.learning = False
+    theirs = torch.optim.Adam(two_groups(twin, 0.02), lr=0.01, foreach=False)
+    for step in range(20):
+        train(model, ours, range(step, step + 1))
+        train(twin, theirs, range(step, step + 1))
+        for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
+    assert not any(value.any() for value in learned_values(ours).values())
+
+
+@SHAPES
+def test_hyperstep_moves_only_hyperparameters(shape):
+    """Every level's shifts move, no weight and no state of a weight does, and an update is pulled back once."""
+    model, optimizer = make(shape)
+    backward(model, 6)
+    kept, before = weights(model), learned_values(optimizer)
+    states = {
+        f"{i}/{key}": value.clone()
+        for i, entries in enumerate(optimizer.state.values())
+        for key, value in entries.items()
+        if isinstance(value, torch.Tensor)
+    }
+    expected = optimizer.hypergradients()
     optimizer.hyperstep()
-    once = optimizer.hyperparameters()
-    assert once != before
-    assert all(torch.equal(p, w) for p, w in zip((p for g in optimizer.param_groups for p in g["params"]), weights, strict=True))
+    assert not differences(kept, weights(model))
+    after = {
+        f"{i}/{key}": value
+        for i, entries in enumerate(optimizer.state.values())
+        for key, value in entries.items()
+        if isinstance(value, torch.Tensor)
+    }
+    assert not differences(states, after)
+    assert sorted(differences(before, learned_values(optimizer))) == sorted(before)
+    assert optimizer.hypergradients() == expected  # what was used, now shown as such
+    once = learned_values(optimizer)
     optimizer.hyperstep()
-    assert optimizer.hyperparameters() == once  # an update is pulled back at most once
-    fill(optimizer, 4)
+    assert not differences(once, learned_values(optimizer))
+    optimizer.step()  # moves the weights, learns nothing more from the same update
+    assert not differences(once, learned_values(optimizer))
+    assert differences(kept, weights(model))
+    backward(model, 7)
     optimizer.step()
-    assert optimizer.hyperparameters() == once
-    run(optimizer, range(5, 6))
-    assert optimizer.hyperparameters() != once
+    assert sorted(differences(once, learned_values(optimizer))) == sorted(once)
+
+
+def test_hyperstep_then_step_is_step():
+    """With the same gradients: (2) and (3), then (4), of `design.md`'s one step."""
+    for shape in TOWERS:
+        model, optimizer = make(shape)
+        twin, other = make(shape)
+        for step in range(6, 14):
+            backward(model, step)
+            backward(twin, step)
+            optimizer.hyperstep()
+            optimizer.step()
+            other.step()
+        assert not differences(weights(model), weights(twin)), shape
+        assert not differences(tower_values(optimizer), tower_values(other)), shape
+
+
+def test_hyperstep_learns_from_other_data():
+    """The sign of a weight decay's hypergradient is the validation loss's, not the training loss's."""
+    found = {}
+    for target in (0.0, 5.0):
+        w = torch.nn.Parameter(torch.full((3,), 2.0, dtype=F64))
+        optimizer = gdtuo.SGD([w], lr=0.05, weight_decay=0.1, learn="weight_decay", optimizer=gdtuo.SGD(lr=0.05))
+        for _ in range(10):
+            w.grad = 2 * (w.detach() - 3)
+            optimizer.step()
+            w.grad = 2 * (w.detach() - target)
+            optimizer.hyperstep()
+        found[target] = optimizer.hyperparameters()["L0/g0/weight_decay"]
+    assert found[0.0] == pytest.approx(0.1 * math.exp(10 * 0.05), rel=1e-9)  # ten cosines of ±1
+    assert found[5.0] == pytest.approx(0.1 * math.exp(-10 * 0.05), rel=1e-9)
+
+
+def test_the_first_step_lets_the_levels_above_step_with_zero_gradients():
+    """As the published algorithm does: an Adam above counts it, so its second step is bias-corrected as the second."""
+    w = torch.nn.Parameter(torch.ones(2, dtype=F64))
+    optimizer = gdtuo.SGD([w], lr=0.1, optimizer=gdtuo.Adam(lr=0.01, betas=(0.9, 0.99), eps=0.0))
+    for _ in range(2):
+        w.grad = torch.ones_like(w)
+        optimizer.step()
+    cosine = -1.0
+    first, second = 0.1 * cosine / (1 - 0.9**2), 0.01 * cosine**2 / (1 - 0.99**2)
+    expected = -0.01 * first / math.sqrt(second)
+    assert optimizer.param_groups[0]["L0/shift"].item() == pytest.approx(expected, rel=1e-12)
+    assert optimizer.param_groups[0]["L1/step"].item() == 2
