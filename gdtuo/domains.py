@@ -117,10 +117,10 @@ class Positive(Domain):
         return value.log()
 
     def shifted(self, value: Tensor, shift: Tensor) -> Tensor:
-        return value * shift.exp()
+        return torch.where(value == 0, value, value * shift.exp())  # 0 · inf is no number
 
     def slope(self, value: Tensor, shift: Tensor) -> Tensor:
-        return value * shift.exp()
+        return self.shifted(value, shift)
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class UnitInterval(Domain):
         return value.logit()
 
     def shifted(self, value: Tensor, shift: Tensor) -> Tensor:
-        return value / (value + (1.0 - value) * (-shift).exp())
+        return torch.where(value == 0, value, value / (value + (1.0 - value) * (-shift).exp()))  # 0 / 0 is no number
 
     def slope(self, value: Tensor, shift: Tensor) -> Tensor:
         effective = self.shifted(value, shift)

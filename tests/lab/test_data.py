@@ -124,13 +124,14 @@ def test_digits_without_scikit_learn(monkeypatch):
         data.digits()
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion"])
-def test_the_real_files(name):
-    folder = os.environ.get(data.FOLDER_VARIABLE)
-    if not folder or not (Path(folder) / name).is_dir():
-        pytest.skip(f"{data.FOLDER_VARIABLE} names no folder with {name}")
-    read = data.load(name)
-    assert read.train.inputs.shape == (60000, 784)
-    assert read.test.inputs.shape == (10000, 784)
-    assert torch.bincount(read.test.labels).sum() == 10000
-    assert read.train.labels.unique().tolist() == list(range(10))
+FOLDER = os.environ.get(data.FOLDER_VARIABLE)
+
+if FOLDER:  # .ci/run sets it where there are data; without, there is nothing to compare with
+
+    @pytest.mark.parametrize("name", ["mnist", "fashion"])
+    def test_the_real_files(name):
+        read = data.load(name)
+        assert read.train.inputs.shape == (60000, 784)
+        assert read.test.inputs.shape == (10000, 784)
+        assert torch.bincount(read.test.labels).sum() == 10000
+        assert read.train.labels.unique().tolist() == list(range(10))
