@@ -48,7 +48,16 @@ def train(fixed: float | None, task: data.Data, epochs: int, seed: int) -> Run:
 
     if fixed is None:
         hyper = gdtuo.SGD(lr=0.3)  # the weight decay changes by at most 30% a step
-        optimizer = gdtuo.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4, learn="weight_decay", optimizer=hyper)
+        # Early on any shrinking hurts, and the validation loss says so: the lower bound keeps that from carrying far.
+        optimizer = gdtuo.SGD(
+            model.parameters(),
+            lr=0.1,
+            momentum=0.9,
+            weight_decay=1e-4,
+            learn="weight_decay",
+            domains={"weight_decay": gdtuo.Positive(minimum=1e-4)},
+            optimizer=hyper,
+        )
     else:
         optimizer = gdtuo.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=fixed)
 
