@@ -252,6 +252,38 @@ def test_learning_switched_off_and_on(shape):
     assert changed == {key.split("/")[1] for key in learned_values(optimizer)}
 
 
+@SHAPES
+def test_a_pause_without_a_step_drops_the_waiting_update(shape):
+    """After it is switched on again, learning goes on with the next update."""
+    model, optimizer = make(shape)
+    before = learned_values(optimizer)
+    backward(model, 6)
+    optimizer.learning = False
+    optimizer.learning = True
+    optimizer.step()
+    assert not differences(before, learned_values(optimizer))
+    backward(model, 7)
+    optimizer.step()
+    assert sorted(differences(before, learned_values(optimizer))) == sorted(before)
+
+
+def test_a_horizon_does_not_reach_across_a_pause():
+    """Exact, linear domain: Z is minus the sum of the discounted gradients since learning went on, none before."""
+    w = torch.nn.Parameter(torch.ones(3, dtype=F64))
+    optimizer = gdtuo.SGD(
+        [w], lr=0.1, horizon=4, hypergradient="exact", domains={"lr": gdtuo.Real()}, optimizer=gdtuo.SGD(lr=1e-3)
+    )
+    gradients = torch.randn(9, 3, generator=torch.Generator().manual_seed(1), dtype=F64)
+    for step, gradient in enumerate(gradients):
+        if step in (3, 6):
+            optimizer.learning = step == 6
+        w.grad = gradient.clone()
+        if step == 8:
+            expected = -(gradients[8] @ (gradients[7] + 0.75 * gradients[6])).item()
+            assert optimizer.hypergradients()["L0/g0/lr"] == pytest.approx(expected, rel=1e-12)
+        optimizer.step()
+
+
 def test_learning_off_from_the_start_is_torch():
     model, twin = Awkward(), Awkward()
     ours = gdtuo.Adam(two_groups(model, 0.02), lr=0.01, optimizer=gdtuo.SGD())

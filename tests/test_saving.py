@@ -163,6 +163,21 @@ def test_saved_between_backward_and_step(shape):
     assert not differences(everything(model, optimizer), everything(twin, other))
 
 
+@pytest.mark.parametrize("when", [0, 6])
+@SHAPES
+def test_rolled_back(shape, when):
+    """An earlier state loaded into an optimizer that has trained on: nothing of what it holds leaks in."""
+    model, optimizer = make(shape)
+    train(model, optimizer, range(when))
+    weights, state = copy.deepcopy(model.state_dict()), optimizer.state_dict()
+    first = trace(model, optimizer, range(when, when + 6))
+    train(model, optimizer, range(40, 46))
+    model.load_state_dict(weights)
+    optimizer.load_state_dict(state)
+    model.zero_grad()
+    assert_same_trace(trace(model, optimizer, range(when, when + 6)), first)
+
+
 @SHAPES
 def test_an_earlier_state_dict_stays_as_it_was(shape):
     model, optimizer = make(shape)

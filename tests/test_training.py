@@ -178,18 +178,21 @@ def test_bfloat16_weights(shape):
     assert all(value.any() for value in before.values())
 
 
+@pytest.mark.parametrize("kind", ["exact", "cosine"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_sums_are_taken_in_full_precision(dtype):
-    """A million products that each round away in the weights' dtype still add up: the hypergradient is exact to 1e-6."""
+def test_sums_are_taken_in_full_precision(dtype, kind):
+    """Many products that would round away in the weights' dtype add up: hypergradients are those of float64 to 1e-9."""
     n = 1 << 18
     w = nn.Parameter(torch.zeros(n, dtype=dtype))
-    optimizer = gdtuo.SGD([w], lr=1e-3, hypergradient="exact", domains={"lr": gdtuo.Real()}, optimizer=gdtuo.SGD(lr=0.0))
-    gradients = [randn(n, seed=i).to(dtype) for i in range(2)]
-    w.grad = gradients[0].clone()
+    optimizer = gdtuo.SGD([w], lr=1e-3, hypergradient=kind, domains={"lr": gdtuo.Real()}, optimizer=gdtuo.SGD(lr=0.0))
+    first, second = (randn(n, seed=i).to(dtype) for i in range(2))
+    w.grad = first.clone()
     optimizer.step()
-    w.grad = gradients[1].clone()
-    expected = -(gradients[0].double() * gradients[1].double()).sum().item()
-    assert optimizer.hypergradients()["L0/g0/lr"] == pytest.approx(expected, rel=1e-6)
+    w.grad = second.clone()
+    expected = -(first.double() @ second.double())
+    if kind == "cosine":
+        expected = expected / (first.double().norm() * second.double().norm())
+    assert optimizer.hypergradients()["L0/g0/lr"] == pytest.approx(expected.item(), rel=1e-9)
 
 
 # ---------------------------------------------------------------- between backward and step
