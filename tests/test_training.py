@@ -158,6 +158,23 @@ def test_each_absent_parameter_keeps_its_last_update():
         assert together.hyperparameters()[f"L0/g0/lr/{i}"] > 0.0105
 
 
+def test_updates_of_different_steps_are_pulled_back_with_their_own_rates():
+    """a moved at lr 0.1, b a step later at lr 0.4; the tangent of both together is (-0.1 g_a, -0.4 g_b)."""
+    a, b = (nn.Parameter(torch.ones(3, dtype=F64)) for _ in range(2))
+    optimizer = gdtuo.SGD([a, b], lr=0.1, optimizer=gdtuo.SGD(lr=1e-2))
+    first, now = [randn(3, seed=i) for i in range(2)], randn(6, seed=2)
+    for p, gradient, rate in ((a, first[0], 0.1), (b, first[1], 0.4)):
+        optimizer.zero_grad()
+        p.grad = gradient.clone()
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+    a.grad, b.grad = now[:3].clone(), now[3:].clone()
+    assert optimizer.hyperparameters()["L0/g0/lr"] == pytest.approx(0.4, rel=1e-12)  # nothing was pulled back yet
+    tangent = torch.cat((-0.1 * first[0], -0.4 * first[1]))
+    expected = (now @ tangent / (now.norm() * tangent.norm())).item()
+    assert optimizer.hypergradients()["L0/g0/lr"] == pytest.approx(expected, rel=1e-12)
+
+
 @SHAPES
 def test_bfloat16_weights(shape):
     """Weights and their state in bf16; everything that is learned stays in full precision."""
