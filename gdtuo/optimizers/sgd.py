@@ -122,7 +122,9 @@ class SGD(Level):
 
     References:
         Sutskever, Martens, Dahl, Hinton, "On the importance of initialization and momentum in deep learning",
-        ICML 2013; torch's form of it, in which the learning rate multiplies the buffer.
+        ICML 2013; torch's form of it, in which the learning rate multiplies the buffer. All state exists from
+        construction on, so a momentum buffer saved before a parameter's first step is zeros: `torch.optim.SGD` takes
+        it for an old one, and dampens that parameter's first gradient if dampening is set.
 
     Example:
         >>> import torch
