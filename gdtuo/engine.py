@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .blocks import Workspace
 from .blueprint import Blueprint
-from .buckets import Bucket, Run, numel
+from .buckets import FlatBucket
 from .hyperparameters import written
 from .ladder import Ladder, Plan
-from .pullback import Sums, elementwise_hypergradient, hypergradient, noise
+from .layout import Bucket, Place, Run, numel
+from .recipes import Recipe
+from .recording import UnrecordableError
 from .rules import Number
+from .tape import Array
+from .whole import WholeBucket
 
 __all__ = ["Engine"]
 
@@ -42,13 +49,17 @@ class Engine:
         self._bottom = blueprints[0]
         self._consumed: list[Any] = []  # which gradients the last step used
         self.ladder: Ladder | None = None
+        self._workspace = Workspace()
+        keys = [key for blueprint in blueprints for key in blueprint.numbers()]
+        keys += [name for name in (*self._bottom.switches(), "fused") if name in groups[0]]
+        self._look = itemgetter(*keys, keys[0])  # of all that users may write in a group
         self.build()
 
     # ---------------------------------------------------------------- layout
 
     def build(self) -> None:
         """Lay out all arrays; entries of groups and state that fit are taken over."""
-        self._written: list[Any] = []
+        self._seen: list[Any] = []
         self._structure = self._read_structure()
         per, groups = self._bottom.options.per, self._groups
         if self.ladder is not None and self.ladder.top is not None:
@@ -58,12 +69,17 @@ class Engine:
         self._blocks = [1 if per == "group" else sum(size) for size in sizes]
         self.ladder = self._build_ladder() if self._learned else None
         self._waiting: list[Tensor] = []  # frozen: given a place when they first have a gradient
-        self._buckets = [self._build_buckets(g, sizes[g]) for g in range(len(groups))]
+        self._buckets = self._build_buckets(sizes)
         # the number of the current update; parameters that were updated together share it
-        self._tick = max((state.get("pending", 0) for bucket in self._all_buckets() for state in bucket.states), default=0)
+        self._tick = max((state.get("pending", 0) for bucket in self._buckets for state in bucket.states), default=0)
+        stepped = [False] * len(groups)
+        for bucket in self._buckets:
+            for g, step in zip(bucket.groups, bucket.steps.tolist(), strict=True):
+                stepped[g] = stepped[g] or step > 0
+        self._stepped = stepped
         if self.ladder is not None:
-            eps = max((torch.finfo(bucket.params[0].dtype).eps for bucket in self._all_buckets()), default=0.0)
-            self._noise = noise(self._bottom.rule(), self._learned[0], eps, like=self.ladder.store.flat)
+            eps = max((torch.finfo(bucket.recipe.dtype).eps for bucket in self._buckets), default=0.0)
+            self.ladder.set_noise(eps)
 
     def _build_ladder(self) -> Ladder:
         device = next((p.device for group in self._groups for p in group["params"]), torch.device("cpu"))
@@ -87,42 +103,59 @@ class Engine:
             if ladder.top is not None:
                 prefix = self._top_prefix
                 ladder.top.load(g, {key.removeprefix(prefix): group.pop(key) for key in list(group) if key.startswith(prefix)})
-        self._skipped = torch.tensor([int(group.get("skipped", 0)) for group in self._groups], device=device)
-        for g, group in enumerate(self._groups):
-            group["skipped"] = self._skipped[g]
-        names = self._bottom.schema.names
-        self._columns = torch.tensor([names.index(name) for name in self._learned[0]], device=device)
+            ladder.skipped[g] = int(group.get("skipped", 0))
+            group["skipped"] = ladder.skipped[g]
+        self._last: Array = _numbers(ladder.store["L0/last"])
+        self._values: Array = _numbers(ladder.values)
+        self._table: Array = _numbers(ladder.table)
+        self._slope: Array = _numbers(ladder.store["L0/slope"])
         return ladder
 
-    def _build_buckets(self, g: int, sizes: Sequence[int]) -> list[Bucket]:
-        group, options = self._groups[g], self._bottom.options
-        rule = self._bottom.rule(group)
-        row, rows = sum(self._blocks[:g]), []
-        alike: dict[Any, list[int]] = {}
-        for i, p in enumerate(group["params"]):
-            rows.append(row)
-            row += sizes[i]
-            if p.requires_grad or p.grad is not None or p in self._state:
-                alike.setdefault((p.device, p.dtype) if rule.elementwise else i, []).append(i)
-            else:
-                self._waiting.append(p)
-        return [
-            Bucket(
-                rule,
+    def _build_buckets(self, sizes: Sequence[Sequence[int]]) -> list[Bucket]:
+        alike: dict[Any, list[tuple[Tensor, Place]]] = {}
+        index = row = 0
+        for g, group in enumerate(self._groups):
+            recipe_of = {dtype: self._recipe(group, dtype) for dtype in {_real(p) for p in group["params"]}}
+            fused = bool(group.get("fused"))
+            for p, size in zip(group["params"], sizes[g], strict=True):
+                if p.requires_grad or p.grad is not None or p in self._state:
+                    recipe = recipe_of[_real(p)]
+                    own = index if not _recordable(recipe) else None
+                    alike.setdefault((recipe, p.device, fused, own), []).append((p, Place(g, index, row)))
+                else:
+                    self._waiting.append(p)
+                index, row = index + 1, row + size
+            row += self._bottom.options.per == "group"
+        buckets: list[Bucket] = []
+        for (recipe, _, fused, own), members in alike.items():
+            arguments = (
+                recipe,
                 self._bottom.schema.names,
-                self._present(0, [group]),
                 self._learned[0] if self._learned else (),
-                options.horizon,
-                options.per,
-                self._bottom.closed_form(self._learned[0] if self._learned else ()),
-                [group["params"][i] for i in places],
-                places,
-                [rows[i] for i in places],
-                self.ladder.store.views(g)["L0/last"] if self.ladder else None,
+                self._bottom.options.per,
+                [p for p, _ in members],
+                [place for _, place in members],
+                self._last if self.ladder else None,
                 self._state,
             )
-            for places in alike.values()
-        ]
+            if own is None:
+                buckets.append(FlatBucket(*arguments, fused=fused, workspace=self._workspace))
+            else:
+                buckets.append(WholeBucket(*arguments))
+        return buckets
+
+    def _recipe(self, group: Mapping[str, Any], dtype: torch.dtype) -> Recipe:
+        options, rule, present = self._bottom.options, self._bottom.rule(group), self._present(0, [group])
+        learned = self._learned[0] if self._learned else ()
+        # a hyperparameter that this group does not have cannot be learned here; its column stays 0
+        own = tuple(name for name in learned if name in present)
+        closed_form = self._bottom.closed_form(learned)
+        spread = options.per == "element"
+        # Tangents are kept where they accumulate, where no closed form can rebuild them from the state, and
+        # where the values to rebuild them with would take as much memory.
+        traced = bool(own) and (options.horizon > 1 or spread or not closed_form)
+        noisy = bool(own) and options.hypergradient == "cosine" and not rule.direct.issuperset(own)
+        return Recipe(rule, present, own, dtype, traced, closed_form, 1.0 - 1.0 / options.horizon, spread, noisy)
 
     def _present(self, k: int, groups: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
         """The hyperparameters that a rule is given: all but the optional ones that stand at 0 and stay there."""
@@ -139,11 +172,8 @@ class Engine:
 
     def _read_structure(self) -> list[Any]:
         """What the layout depends on, besides the parameters."""
-        bottom = [(self._present(0, [group]), self._bottom.switches(group)) for group in self._groups]
+        bottom = [(self._present(0, [group]), self._bottom.switches(group), bool(group.get("fused"))) for group in self._groups]
         return [bottom, *(self._present(k, self._groups) for k in range(1, len(self._blueprints)))]
-
-    def _all_buckets(self) -> Iterator[Bucket]:
-        return (bucket for buckets in self._buckets for bucket in buckets)
 
     @property
     def _top_prefix(self) -> str:
@@ -158,32 +188,35 @@ class Engine:
 
     def read(self) -> None:
         """Take over what users and schedulers have written into the groups."""
-        numbers = [[blueprint.read(group) for group in self._groups] for blueprint in self._blueprints]
-        now = [numbers, [self._bottom.switches(group) for group in self._groups]]
-        tensors = any(isinstance(number, Tensor) for level in numbers for group in level for number in group)
-        thawed = any(p.grad is not None for p in self._waiting)
-        if not tensors and not thawed and now == self._written:
+        seen = [self._look(group) for group in self._groups]
+        thawed = bool(self._waiting) and any(p.grad is not None for p in self._waiting)
+        if not thawed and seen == self._seen:
             return
         if thawed or self._read_structure() != self._structure:
             self.build()
-        self._written = [] if tensors else now  # a tensor may be changed in place: read again
-        names = self._bottom.schema.names
-        self._numbers: list[dict[str, Number]] = []
-        for g, group in enumerate(self._groups):
-            given = dict(zip(names, numbers[0][g], strict=True))
-            self._numbers.append({name: given[name] for name in self._present(0, [group])})
-        if self.ladder is not None:
-            columns = []
-            for plan, blueprint, level in zip(self.ladder.plans, self._blueprints, numbers, strict=True):
-                indices = [blueprint.schema.names.index(name) for name in plan.present]
-                columns.append(written([[group[i] for i in indices] for group in level], like=self.ladder.store.flat))
-            self.ladder.write(columns)
-            self._base = columns[0][self.ladder.row_group[0]]  # [B, A]
+        numbers = [[blueprint.read(group) for group in self._groups] for blueprint in self._blueprints]
+        tensors = any(isinstance(number, Tensor) for level in numbers for group in level for number in group)
+        self._seen = [] if tensors else seen  # a tensor may be changed in place: read again
+        if self.ladder is None:
+            self._values = _numbers(self._plain_values(numbers[0]))
+            return
+        columns = []
+        for plan, blueprint, level in zip(self.ladder.plans, self._blueprints, numbers, strict=True):
+            indices = [blueprint.schema.names.index(name) for name in plan.present]
+            columns.append([[group[i] for i in indices] for group in level])
+        self.ladder.write(columns)
 
-    def runs(self) -> list[list[Run]]:
-        """What has a gradient now, by group, after reading what users wrote."""
+    def _plain_values(self, numbers: Sequence[Sequence[Number]]) -> Tensor:
+        """[G, A] values where nothing is learned."""
+        device = next((p.device for group in self._groups for p in group["params"]), torch.device("cpu"))
+        like = torch.empty(0, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+        rows = written(numbers, like)
+        return rows.repeat_interleave(torch.tensor(self._blocks, device=device), dim=0)
+
+    def runs(self) -> list[Run]:
+        """What has a gradient now, after reading what users wrote."""
         self.read()
-        return [[run for bucket in buckets for run in bucket.runs()] for buckets in self._buckets]
+        return [run for bucket in self._buckets for run in bucket.runs()]
 
     # ---------------------------------------------------------------- learning
 
@@ -194,37 +227,22 @@ class Engine:
 
     def forget(self) -> None:
         """Drop what was kept of earlier updates for their pull-back."""
-        for bucket in self._all_buckets():
+        for bucket in self._buckets:
             bucket.forget()
 
-    def pull(self, runs: Sequence[Sequence[Run]]) -> tuple[Tensor, list[bool]]:
-        """The last updates of all runs that wait for it, pulled back: [B, H], and which groups had any."""
+    def pull(self, runs: Sequence[Run]) -> list[bool]:
+        """Pull the last updates of all runs that wait for it back, into the ladder's table; returns which groups had any."""
         assert self.ladder is not None
-        shift, options = self.ladder.store["L0/shift"], self._bottom.options
-        elementwise = options.per == "element"
-        rows, count = self.ladder.row_group[0], shift.shape[1]
-        table = shift.new_zeros(len(self._groups) if elementwise else len(shift), 2 * count + 2)
-        products = torch.zeros_like(shift)  # of gradient and tangent, used if learned per element
+        self._table[:] = 0.0
         active = [False] * len(self._groups)
-        for g, run in self._pending(runs):
-            part, elements = run.bucket.pull(run, shift.dtype)
-            blocks = run.bucket.blocks(run)
-            table[slice(g, g + 1) if elementwise else blocks] += part.to(table.device)
-            if elements is not None:
-                products[blocks] = elements.to(table.device)
-            active[g] = True
-        sums = Sums.of_table(table, count)
-        if not elementwise:
-            return hypergradient(options.hypergradient, sums, self._noise), active
-        weights = shift.new_tensor(self._blocks)[rows].unsqueeze(1)
-        spread = Sums(*(column[rows] for column in sums))
-        return elementwise_hypergradient(options.hypergradient, products, spread, weights, self._noise), active
+        for run in runs:
+            if run.pending:
+                run.bucket.pull(run, self._table, self.ladder.products)
+                for g in run.groups:
+                    active[g] = True
+        return active
 
-    @staticmethod
-    def _pending(runs: Sequence[Sequence[Run]]) -> list[tuple[int, Run]]:
-        return [(g, run) for g, some in enumerate(runs) for run in some if run.pending]
-
-    def learn(self, runs: Sequence[Sequence[Run]], first: bool) -> None:
+    def learn(self, runs: Sequence[Run], first: bool) -> None:
         """Pull back, and let the levels above step.
 
         Args:
@@ -232,57 +250,77 @@ class Engine:
                 published algorithm does (it matters to the step count of an Adam above).
         """
         assert self.ladder is not None
-        gradient, active = self.pull(runs)
-        if first:
-            active = [a or (bool(some) and self._fresh(g)) for g, (a, some) in enumerate(zip(active, runs, strict=True))]
+        active = self.pull(runs)
+        if first and not all(self._stepped):
+            for run in runs:
+                for g in run.groups:
+                    active[g] = active[g] or not self._stepped[g]
         if any(active):
-            self._skipped += self.ladder.step(gradient, active)
-        for _, run in self._pending(runs):
-            run.bucket.pulled(run)
+            self.ladder.step(active)
+        for run in runs:
+            if run.pending:
+                run.bucket.pulled(run)
         self._consumed = self._marks(runs)
 
-    def _fresh(self, g: int) -> bool:
-        return not any(any(bucket.steps.tolist()) for bucket in self._buckets[g])
-
-    def update(self, runs: Sequence[Sequence[Run]]) -> None:
+    def update(self, runs: Sequence[Run]) -> None:
         """Move the weights by one update with the effective hyperparameters."""
-        table = self._table() if self.ladder is not None else None
         self._tick += 1
         tick = self._tick if self.learning else 0
-        for g, some in enumerate(runs):
-            for run in some:
-                run.bucket.update(run, self._numbers[g], table, tick)
-
-    def _table(self) -> Tensor:
-        """[B, A + H] values of all hyperparameters and slopes of the learned ones, for every block of weights."""
-        assert self.ladder is not None
-        learned, store = self.ladder.learned[0], self.ladder.store
-        slope = store["L0/slope"].copy_(learned.slope(store["L0/shift"]))
-        return torch.cat((self._base.index_copy(1, self._columns, self.ladder.effective(0)), slope), dim=1)
+        if self.ladder is not None:
+            self._slope[:] = self._values[:, self._values.shape[1] - self._slope.shape[1] :]
+        for run in runs:
+            run.bucket.update(run, self._values, tick)
+        if not all(self._stepped):
+            for run in runs:
+                for g in run.groups:
+                    self._stepped[g] = True
 
     # ---------------------------------------------------------------- what users see
 
     @property
     def skipped(self) -> int:
         """How many hyper-updates were not finite."""
-        return int(self._skipped.sum()) if self.ladder is not None else 0
+        return int(self.ladder.skipped.sum()) if self.ladder is not None else 0
 
     def hypergradients(self) -> list[Tensor]:
         """[B, H] of each learned level: of the gradients that stand in `p.grad`, or what the last step used."""
         if self.ladder is None:
             return []
-        shown = [self.ladder.store[f"L{k}/hypergradient"] for k in range(len(self.ladder.learned))]
         runs = self.runs()
+        shown = [self.ladder.store[f"L{k}/hypergradient"] for k in range(len(self.ladder.learned))]
         if not self.learning or self._marks(runs) == self._consumed:
             return shown
-        gradient, active = self.pull(runs)
+        active = self.pull(runs)
+        gradient = self.ladder.gradient()
         fresh = self.ladder.reports(self.ladder.pull(gradient))
         mask = torch.tensor(active, device=gradient.device)
         rows = [mask[rows].unsqueeze(1) for rows in self.ladder.row_group]
         return [torch.where(rows[k], new, old) for k, (new, old) in enumerate(zip(fresh, shown, strict=True))]
 
     @staticmethod
-    def _marks(runs: Sequence[Sequence[Run]]) -> list[Any]:
+    def _marks(runs: Sequence[Run]) -> list[Any]:
         """Which gradients stand in the runs, without keeping them alive: each run's first, and its version."""
-        gradients = [run.params[0].grad for some in runs for run in some]
+        gradients = [run.bucket.params[run.first].grad for run in runs]
         return [(weakref.ref(gradient), gradient._version) for gradient in gradients if gradient is not None]
+
+
+def _numbers(tensor: Tensor) -> Array:
+    """The same memory as an array of numbers."""
+    return tensor.numpy() if tensor.device.type == "cpu" else tensor
+
+
+def _real(p: Tensor) -> torch.dtype:
+    return p.dtype.to_real()
+
+
+@functools.lru_cache(1024)
+def _recordable(recipe: Recipe) -> bool:
+    """Whether a recipe has kernels; else its rule is called for each parameter."""
+    if not recipe.rule.elementwise:
+        return False
+    try:
+        for kind in ("update", "learn", "pull") if recipe.own else ("update",):
+            recipe.kernel(kind)
+    except UnrecordableError:
+        return False
+    return True

@@ -32,34 +32,41 @@ class Learned:
             formula = (type(domain), *(fields[name] for name in fields if name not in ("minimum", "maximum")))
             kinds.setdefault(formula, []).append(column)
         self._kinds = [(self.domains[columns[0]], columns) for columns in kinds.values()]
-        self.written = self.low = self.high = torch.empty(0)
+
+    def allocate(self, rows: int, like: Tensor) -> None:
+        """Memory for the numbers as written, which stays where it is."""
+        self.written, self.low, self.high = (like.new_ones(rows, len(self.names)) for _ in range(3))
 
     def write(self, written: Tensor) -> None:
         """Take [B, H] numbers as the user or a scheduler left them."""
-        self.written = written
+        self.written.copy_(written)
         limits = [d.limits(written[:, i]) for i, d in enumerate(self.domains)]
-        self.low, self.high = (torch.stack(bound, dim=1) for bound in zip(*limits, strict=True))
+        for mine, bound in zip((self.low, self.high), zip(*limits, strict=True), strict=True):
+            mine.copy_(torch.stack(bound, dim=1))
 
     def project(self, shift: Tensor) -> Tensor:
         """The nearest shift whose effective value lies within the bounds."""
         return torch.minimum(torch.maximum(shift, self.low), self.high)
 
     def effective(self, shift: Tensor) -> Tensor:
-        """The values that the rule sees."""
-        return self._evaluate("shifted", self.project(shift))
+        """The values that the rule sees, at a shift within the bounds."""
+        return self._evaluate("shifted", shift)
 
     def slope(self, shift: Tensor) -> Tensor:
-        """d(effective value)/d(shift)."""
-        return self._evaluate("slope", self.project(shift))
+        """d(effective value)/d(shift), at a shift within the bounds."""
+        return self._evaluate("slope", shift)
 
     def _evaluate(self, method: str, shift: Tensor) -> Tensor:
         if len(self._kinds) == 1:
             domain = self._kinds[0][0]
             return getattr(domain, method)(self.written, shift)
-        result = torch.empty_like(shift)
-        for domain, columns in self._kinds:
-            result[:, columns] = getattr(domain, method)(self.written[:, columns], shift[:, columns])
-        return result
+        columns: dict[int, Tensor] = {}
+        for domain, places in self._kinds:
+            index = places[0] if len(places) == 1 else None
+            part = slice(index, index + 1) if index is not None else places
+            values = getattr(domain, method)(self.written[:, part], shift[:, part])
+            columns |= zip(places, values.unbind(1), strict=True)
+        return torch.stack([columns[i] for i in range(len(self.names))], dim=1)
 
 
 def written(numbers: Sequence[Sequence[Number]], like: Tensor) -> Tensor:

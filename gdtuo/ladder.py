@@ -8,20 +8,24 @@ level k, so a group's numbers never meet another's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .domains import Domain
-from .hyperparameters import Learned
+from .hyperparameters import Learned, written
 from .pullback import Sums, derive, elementwise_hypergradient, hypergradient, noise
 from .rules import Number, Rule
 from .store import Shape, Store
+from .tape import replay
 from .torch_top import TorchFactory, TorchTop
 
 __all__ = ["Ladder", "Plan"]
+
+#: A step on so many rows of numbers or fewer is replayed by NumPy.
+MANY = 4096
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Ladder:
         device: torch.device,
     ) -> None:
         self.plans = list(plans)
-        self.groups = len(blocks)
+        self.groups, self.device = len(blocks), device
         self.learned = [Learned(plan.domains) for plan in plans]
         if factory is None:
             self.learned.pop()  # nothing stands above the last plan
@@ -94,27 +98,92 @@ class Ladder:
         ]
         index = torch.arange(self.groups, device=device)
         self.row_group = [index.repeat_interleave(torch.tensor(rows, device=device)) for rows in self.blocks]
-        self.numbers: list[list[Number]] = []  # written values of each level above the first, by name
         self._last = len(self.learned) - 1
         self.top = TorchTop(factory, self.store[f"L{self._last}/shift"].split(self.blocks[self._last])) if factory else None
         for k, plan in enumerate(plans[1:], start=1):  # a state may start elsewhere than at 0
             for name, value in plan.rule.init(self.store[f"L{k - 1}/shift"], plan.present).items():
                 self.store[f"L{k}/state/{name}"].copy_(value)
 
-    def write(self, numbers: Sequence[Tensor]) -> None:
-        """Take the written values of every level: [G, number of hyperparameters present], finite or not."""
-        self.numbers = []
-        for k, (plan, values) in enumerate(zip(self.plans, numbers, strict=True)):
+        self._allocate()
+
+    def _allocate(self) -> None:
+        """Memory that stays where it is: what goes in, what comes out, and nothing that must be saved."""
+        zeros = self.store.flat.new_zeros
+        first, here = self.plans[0], len(self.learned[0].names)
+        rows = sum(self.blocks[0])
+        elementwise = first.per == "element"
+        #: [G or B, 2 H + 2]: `Sums` of the weights' blocks (of their groups, if learned per element)
+        self.table = zeros(self.groups if elementwise else rows, 2 * here + 2)
+        #: [B, H]: products of gradient and tangent, if learned per element
+        self.products = zeros(rows, here) if elementwise else None
+        self.active = torch.zeros(self.groups, dtype=torch.bool, device=self.device)
+        #: [B, A + H]: values of all hyperparameters of the weights' level, and slopes of the learned ones
+        self.values = zeros(rows, len(first.present) + here)
+        #: [G]: how often a group was frozen
+        self.skipped = torch.zeros(self.groups, dtype=torch.int64, device=self.device)
+        self._numbers = [zeros(self.groups, len(plan.present)) for plan in self.plans]
+        for k, learned in enumerate(self.learned):
+            learned.allocate(sum(self.blocks[k]), self.store.flat)
+        names = first.present
+        self._places = [names.index(name) for name in first.domains]
+        weights = torch.tensor(self.blocks[0], dtype=self.store.flat.dtype, device=self.device)
+        self._weights = weights[self.row_group[0]].unsqueeze(1)
+        self._active: list[bool] = []
+        # a step of many numbers would keep all its intermediate results
+        few = max(sum(rows) for rows in self.blocks) <= MANY and self.top is None
+        state = [self.store.flat, self.skipped]
+        self._refresh = self._replayable(self._written, state) if few else self._written
+        self._step = self._replayable(self._stepped, state) if few else self._stepped
+
+    def _replayable(self, function: Callable[[], None], state: Sequence[Tensor]) -> Callable[[], None]:
+        """`function`, replayed from its first call on."""
+        made: list[Callable[[], None]] = []
+
+        def run() -> None:
+            if not made:
+                made.append(replay(function, state, self.device))
+            made[0]()
+
+        return run
+
+    def write(self, numbers: Sequence[Sequence[Sequence[Number]]]) -> None:
+        """Take the written values of every level: [level][group][hyperparameters present]."""
+        for mine, theirs in zip(self._numbers, numbers, strict=True):
+            mine.copy_(written(theirs, like=mine))
+        self._refresh()
+
+    def _written(self) -> None:
+        for k, (plan, values) in enumerate(zip(self.plans, self._numbers, strict=True)):
             if k < len(self.learned):
                 chosen = [plan.present.index(name) for name in plan.domains]
                 self.learned[k].write(values[:, chosen][self.row_group[k]])
-            same = bool((values == values[:1]).all()) if values.device.type == "cpu" else False
-            # one number for all groups stays a number: cheaper, and exactly what a plain optimizer would use
-            self.numbers.append(values[0].tolist() if same else list(values.unsqueeze(-1).unbind(1)))
+        self.values[:, : len(self.plans[0].present)].copy_(self._numbers[0][self.row_group[0]])
+        self._evaluate(self.learned[0].project(self.store["L0/shift"]))
+
+    def _evaluate(self, shift: Tensor) -> None:
+        """Bring `values` up to date."""
+        learned, count = self.learned[0], len(self.plans[0].present)
+        for h, column in enumerate(learned.effective(shift).unbind(1)):
+            self.values[:, self._places[h]].copy_(column)
+        self.values[:, count:].copy_(learned.slope(shift))
+
+    def set_noise(self, eps: float) -> None:
+        """Take the rounding error of the weights' dtype."""
+        self._noise[0].copy_(noise(self.plans[0].rule, self.learned[0].names, eps, like=self.store.flat))
 
     def effective(self, k: int) -> Tensor:
         """[B, H] values of level k's learned hyperparameters."""
-        return self.learned[k].effective(self.store[f"L{k}/shift"])
+        learned = self.learned[k]
+        return learned.effective(learned.project(self.store[f"L{k}/shift"]))
+
+    def gradient(self) -> Tensor:
+        """[B, H] of the first level's shifts, from `table` and `products`."""
+        plan, count = self.plans[0], len(self.learned[0].names)
+        sums = Sums.of_table(self.table, count)
+        if self.products is None:
+            return hypergradient(plan.kind, sums, self._noise[0])
+        spread = Sums(*(column[self.row_group[0]] for column in sums))
+        return elementwise_hypergradient(plan.kind, self.products, spread, self._weights, self._noise[0])
 
     def pull(self, gradient: Tensor) -> list[Tensor]:
         """The gradients of every level's shifts, bottom up, from that of the first level's [B, H]."""
@@ -153,35 +222,38 @@ class Ladder:
             )
         return reports
 
-    def step(self, gradient: Tensor, active: Sequence[bool]) -> Tensor:
-        """Every level above the weights steps once, top down, with the hypergradients of `pull`.
+    def step(self, active: Sequence[bool]) -> None:
+        """Every level above the weights steps once, top down, with what `table` and `products` hold.
+
+        A group whose numbers do not stay finite keeps what it had; `skipped` counts it.
 
         Args:
-            gradient: [B, H] of the first level's shifts.
             active: which groups take part.
-
-        Returns:
-            [G] whether a group was frozen because a number was not finite.
         """
+        if active != self._active:
+            self._active = list(active)
+            self.active.copy_(torch.tensor(self._active))
+        self._step()
+
+    def _stepped(self) -> None:
         store, snapshot = self.store, self.store.flat.clone()
-        gradients = self.pull(gradient)
+        gradients = self.pull(self.gradient())
         for k, report in enumerate(self.reports(gradients)):
             store[f"L{k}/hypergradient"].copy_(report)
         undo: list[tuple[int, Tensor, Tensor]] = []
         if self.top is not None:
             sizes = self.blocks[self._last]
-            undo = self.top.step(store[f"L{self._last}/shift"].split(sizes), gradients[-1].split(sizes), active)
+            undo = self.top.step(store[f"L{self._last}/shift"].split(sizes), gradients[-1].split(sizes), self._active)
             self._move(self._last, self.top.shifts())
         for k in range(len(self.plans) - 1, 0, -1):
             self._move(k - 1, self._update(k, gradients[k - 1]))
-        frozen = kept = ~store.finite(self.groups)
-        if not all(active):
-            mask = torch.tensor(active, device=frozen.device)
-            frozen, kept = frozen & mask, frozen | ~mask
+        finite = store.finite(self.groups)
+        kept = ~(finite & self.active)
         store.keep(snapshot, kept)
         if self.top is not None:
             self.top.keep(undo, kept)
-        return frozen
+        self.skipped += ~finite & self.active
+        self._evaluate(self.learned[0].project(store["L0/shift"]))
 
     def _move(self, k: int, shifts: Tensor) -> None:
         self.store[f"L{k}/shift"].copy_(self.learned[k].project(shifts))
@@ -193,14 +265,13 @@ class Ladder:
         state = {name: store[f"L{k}/state/{name}"] for name in self.state_names[k]}
         step = store[f"L{k}/step"].add_(1)
         step = self._spread(k - 1, step)
-        hyper: dict[str, Number] = {}
-        for name, number in zip(plan.present, self.numbers[k], strict=True):
-            hyper[name] = self._spread(k - 1, number) if isinstance(number, Tensor) else number
+        numbers = self._numbers[k].unsqueeze(-1).unbind(1)
+        hyper: dict[str, Number] = {name: self._spread(k - 1, number) for name, number in zip(plan.present, numbers, strict=True)}
         if k == len(self.learned):
             delta, after = plan.rule.update(shift, gradient, state, hyper, step)
         else:
             learned = self.learned[k]
-            own = store[f"L{k}/shift"]
+            own = learned.project(store[f"L{k}/shift"])
             hyper |= zip(learned.names, self._columns(k, learned.effective(own)).unbind(-1), strict=True)
             if plan.closed_form:
                 delta, after = plan.rule.update(shift, gradient, state, hyper, step)
@@ -209,8 +280,10 @@ class Ladder:
                 delta, tangents, after = derive(plan.rule, learned.names, shift, gradient, state, hyper, step)
             slope = learned.slope(own)
             store[f"L{k}/slope"].copy_(slope)
-            trace = store[f"L{k}/trace"]
-            trace.mul_(plan.decay).add_(torch.stack(tangents, dim=-1) * self._columns(k, slope))
+            trace = torch.stack(tangents, dim=-1) * self._columns(k, slope)
+            if plan.decay:
+                trace = trace + plan.decay * store[f"L{k}/trace"]
+            store[f"L{k}/trace"].copy_(trace)
             sums = torch.cat(((trace * trace).sum(1), (delta * delta).sum(1, keepdim=True)), dim=1)
             store[f"L{k}/sums"].copy_(self._by_group(k - 1, sums))
         for name, value in state.items():

@@ -49,9 +49,11 @@ class Store:
 
     def keep(self, snapshot: Tensor, kept: Tensor) -> None:
         """Put the groups where `kept` [G] is true back to a snapshot of `flat`, without a branch."""
-        torch.where(kept[self.group_of], snapshot, self.flat, out=self.flat)
+        self.flat.copy_(torch.where(kept if len(kept) == 1 else kept[self.group_of], snapshot, self.flat))
 
     def finite(self, count: int) -> Tensor:
         """[G] whether every number of a group is finite."""
         bad = (~self.flat.isfinite()).to(self.flat.dtype)
+        if count == 1:
+            return bad.sum(0, keepdim=True) == 0
         return torch.zeros(count, dtype=bad.dtype, device=bad.device).index_add_(0, self.group_of, bad) == 0

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..domains import Positive
 from ..level import Learning, Level, Params
-from ..rules import Hyper, Number, State, safe_divide, safe_sqrt
+from ..rules import Hyper, Number, State, safe_sqrt
 from .penalized import PenalizedRule
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class AdaGradRule(PenalizedRule):
             if name == "eps":
                 return rate * scaled / denominator
             # weight decay: ∂g = w, ∂√G = g w / √G
-            return -rate * (weights - scaled * safe_divide(g * weights, root)) / denominator
+            return -rate * (weights - scaled * (g * weights / root)) / denominator
 
         return -rate * scaled, [derivative(name) for name in learned]
 

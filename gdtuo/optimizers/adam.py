@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..domains import Positive, UnitInterval
 from ..level import Learning, Level, Params
-from ..rules import Hyper, Number, Rule, State, safe_divide, safe_sqrt
+from ..rules import Hyper, Number, Rule, State, safe_sqrt
 from .penalized import PenalizedRule
 
 if TYPE_CHECKING:
@@ -58,8 +58,9 @@ class AdamRule(PenalizedRule):
         after = {"exp_avg": first, "exp_avg_sq": second}
         if self.amsgrad:
             second = after["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], second)
-        denominator = safe_sqrt(second) / (1 - beta2**step) ** 0.5 + hyper["eps"]
-        delta = (-hyper["lr"] / (1 - beta1**step)) * (first / denominator)
+        scale = (1 - beta2**step) ** 0.5  # m̂ / (√v̂ + ε) = scale / (1-β1^t) · m / (√v + scale ε)
+        denominator = safe_sqrt(second) + scale * hyper["eps"]
+        delta = (-hyper["lr"] * scale / (1 - beta1**step)) * (first / denominator)
         return self._decay(weights, delta, hyper), after
 
     def remembers(self, learned: Collection[str], hyper: Collection[str]) -> frozenset[str]:
@@ -80,37 +81,40 @@ class AdamRule(PenalizedRule):
         first, second = state["exp_avg"], state["exp_avg_sq"]
         largest = state["max_exp_avg_sq"] if self.amsgrad else second
         bias1, bias2 = 1 - beta1**step, 1 - beta2**step
-        root = safe_sqrt(largest) / bias2**0.5
-        denominator = root + hyper["eps"]
-        mean = first / bias1
-        direction = self._decay(weights, -mean / denominator * lr, hyper)
+        scale = bias2**0.5
+        root = safe_sqrt(largest)
+        denominator = root + scale * hyper["eps"]
+        unit = first / denominator
+        rate = lr * scale / bias1  # Δ = -rate · unit
 
-        def through(mean_change: Tensor | float, square_change: Tensor) -> Tensor:
-            # d(m̂ / (√v̂ + ε)) for changes of m̂ and v̂; √v̂ moves by half the change of v̂ over √v̂
-            return mean_change / denominator - mean / denominator**2 * safe_divide(square_change * 0.5, root)
+        def through_root(square_change: Tensor) -> Tensor:
+            # d(unit) for a change of v: √v moves by half of it over √v
+            return -unit / denominator * (square_change / root) * 0.5
 
         def largest_change(change: Tensor) -> Tensor:  # amsgrad follows v only where v is the largest so far
             return torch.where(second == largest, change, 0.0) if self.amsgrad else change
 
         def derivative(name: str) -> Tensor:  # ∂Δ/∂name
             if name == "lr":
-                decay = hyper["weight_decay"] * weights if "weight_decay" in hyper and self.decoupled else 0.0
-                return -mean / denominator - decay
+                slope = -(scale / bias1) * unit
+                return slope - hyper["weight_decay"] * weights if "weight_decay" in hyper and self.decoupled else slope
             if name == "eps":
-                return lr * mean / denominator**2
+                return rate * scale * (unit / denominator)
             if name == "weight_decay" and self.decoupled:
                 return -lr * weights
             g = self.descent(weights, gradient, hyper)
             if name == "weight_decay":  # ∂g = w
-                square_change = largest_change(2 * (1 - beta2) * g * weights) / bias2
-                return -lr * through((1 - beta1) / bias1 * weights, square_change)
-            # the moments before the update are (m - (1 - β1) g) / β1 and its like, so ∂m/∂β1 = (m - g) / β1
+                square_change = largest_change(2 * (1 - beta2) * (g * weights))
+                return -rate * ((1 - beta1) * (weights / denominator) + through_root(square_change))
+            # the moments before the update are (m - (1 - β1) g) / β1 and its like, so ∂m/∂β1 = (m - g) / β1; the other
+            # terms come from the bias corrections
             if name == "beta1":
-                return -lr * through(((first - g) / beta1 + mean * step * beta1 ** (step - 1)) / bias1, torch.zeros_like(g))
-            change = largest_change((second - g * g) / beta2)
-            return -lr * through(0.0, (change + largest / bias2 * step * beta2 ** (step - 1)) / bias2)
+                mean_change = first * (1 / beta1 + step * beta1 ** (step - 1) / bias1) - g / beta1
+                return -rate * (mean_change / denominator)
+            square_change = largest_change(second / beta2 - g * g / beta2) + largest * (step * beta2 ** (step - 1) / bias2)
+            return -rate * through_root(square_change)
 
-        return direction, [derivative(name) for name in learned]
+        return self._decay(weights, -rate * unit, hyper), [derivative(name) for name in learned]
 
 
 @dataclass(frozen=True)

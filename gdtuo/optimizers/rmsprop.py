@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..domains import Positive, UnitInterval
 from ..level import Learning, Level, Params
-from ..rules import Hyper, Number, State, safe_divide, safe_sqrt
+from ..rules import Hyper, Number, State, safe_sqrt
 from .penalized import PenalizedRule
 
 if TYPE_CHECKING:
@@ -75,9 +75,11 @@ class RMSPropRule(PenalizedRule):
 
         def through_root(square_change: Tensor, mean_change: Tensor) -> Tensor:
             # d(denominator) for changes of s and a: √(s - a²) moves by (∂s - 2 a ∂a) / (2 √(s - a²))
-            change = square_change - 2 * state["grad_avg"] * mean_change if self.centered else square_change
+            if not self.centered:
+                return square_change / root * 0.5
+            change = (square_change - 2 * state["grad_avg"] * mean_change) / root * 0.5
             # below `tiny` the root is held constant, as `safe_sqrt` does (a centred first step has variance noise only)
-            return safe_divide(0.5 * change, root) * (root > torch.finfo(root.dtype).tiny ** 0.5)
+            return torch.where(root > torch.finfo(root.dtype).tiny ** 0.5, change, 0.0)
 
         def derivative(name: str) -> Tensor:  # ∂direction/∂name
             if name == "momentum":  # the old buffer is (b - g / denominator) / μ
@@ -89,7 +91,7 @@ class RMSPropRule(PenalizedRule):
                 return (weights - scaled * change) / denominator
             # the averages before the update are (s - (1 - α) g²) / α and its like, so ∂s/∂α = (s - g²) / α
             mean_change = (state["grad_avg"] - g) / alpha if self.centered else g
-            return -scaled / denominator * through_root((state["square_avg"] - g * g) / alpha, mean_change)
+            return -scaled / denominator * through_root(state["square_avg"] / alpha - g * g / alpha, mean_change)
 
         return -lr * direction, [-direction if name == "lr" else -lr * derivative(name) for name in learned]
 

@@ -79,7 +79,8 @@ class SGDRule(PenalizedRule):
                 # ∂g = w enters the buffer with the weight (1 - τ), and with Nesterov the direction itself as well
                 if buffer is None:
                     return weights
-                return through_buffer(fresh * weights) + (weights if self.nesterov else 0.0)
+                change = through_buffer(fresh * weights)
+                return change + weights if self.nesterov else change
             if buffer is None:
                 return torch.zeros_like(direction)
             g = self.descent(weights, gradient, hyper)

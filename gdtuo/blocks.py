@@ -1,0 +1,218 @@
+"""Kernels in eager mode: operation by operation over a block that fits the cache, into memory that is kept.
+
+Fresh temporaries cost more than arithmetic: the system clears every page of them. So temporaries live in a `Workspace`
+of a few blocks, whatever the size of the model.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .kernel import Kernel, Operation, Ref
+
+__all__ = ["BLOCK", "FORMS", "Blocks", "Workspace"]
+
+#: Weights in a block.
+BLOCK = 131072
+
+Scalar: TypeAlias = Any  # a number (CPU), or a tensor that broadcasts against the block
+
+
+class Workspace:
+    """Temporary blocks, by dtype and number, that all kernels of an optimizer share."""
+
+    def __init__(self) -> None:
+        self._memory: dict[Any, Tensor] = {}
+
+    def get(self, key: Any, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """An array of `length` numbers with whatever is in it; the same memory for the same key, dtype and device."""
+        memory = self._memory.get((key, dtype, device))
+        if memory is None or len(memory) < length:
+            memory = self._memory[key, dtype, device] = torch.empty(length, dtype=dtype, device=device)
+        return memory[:length]
+
+
+# ---------------------------------------------------------------- operations
+# Each takes (out, arrays, scalar); a scalar is a number or a tensor, which torch does not take as alpha= or value=.
+
+
+def _scale(out: Tensor, x: Tensor, s: Scalar) -> None:
+    torch.mul(x, s, out=out)
+
+
+def _shift(out: Tensor, x: Tensor, s: Scalar) -> None:
+    torch.add(x, s, out=out)
+
+
+def _axpy(out: Tensor, x: Tensor, y: Tensor, s: Scalar) -> None:
+    if isinstance(s, Tensor):
+        torch.addcmul(x, y, s, out=out)
+    else:
+        torch.add(x, y, alpha=s, out=out)
+
+
+def _addcmul(out: Tensor, x: Tensor, a: Tensor, b: Tensor, s: Scalar) -> None:
+    if isinstance(s, Tensor):
+        torch.addcmul(x, a * b, s, out=out)
+    else:
+        torch.addcmul(x, a, b, value=s, out=out)
+
+
+def _addcdiv(out: Tensor, x: Tensor, a: Tensor, b: Tensor, s: Scalar) -> None:
+    if isinstance(s, Tensor):
+        torch.addcmul(x, a / b, s, out=out)
+    else:
+        torch.addcdiv(x, a, b, value=s, out=out)
+
+
+def _mul(out: Tensor, a: Tensor, b: Tensor) -> None:
+    torch.mul(a, b, out=out)
+
+
+def _div(out: Tensor, a: Tensor, b: Tensor) -> None:
+    torch.div(a, b, out=out)
+
+
+FORMS: dict[str, Callable[..., None]] = {
+    "scale": _scale,
+    "shift": _shift,
+    "axpy": _axpy,
+    "addcmul": _addcmul,
+    "addcdiv": _addcdiv,
+    "mul": _mul,
+    "div": _div,
+}
+
+
+@functools.cache
+def _out_variant(function: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
+    """The overload of an operator that writes into memory which it is given."""
+    packet = function.overloadpacket
+    own = [(a.name, str(a.type)) for a in function._schema.arguments]
+    for name in packet.overloads():
+        other = getattr(packet, name)
+        arguments = other._schema.arguments
+        if [a.name for a in arguments if a.is_out] == ["out"]:
+            if [(a.name, str(a.type)) for a in arguments if not a.is_out] == own:
+                return other
+    return None
+
+
+def _general(operation: Operation, dtype: torch.dtype) -> Callable[..., None]:
+    """An operator of torch as a form that takes all registers and factors."""
+    assert operation.function is not None
+    function, variant = operation.function, _out_variant(operation.function)
+
+    def bound(x: Any, registers: Sequence[Tensor], factors: Sequence[Scalar]) -> Any:
+        if isinstance(x, Ref):
+            if x.kind == "array":
+                return registers[x.place]
+            s = factors[x.place]
+            return s if isinstance(s, Tensor) else torch.tensor(s, dtype=torch.float64 if dtype == torch.bool else dtype)
+        return [bound(y, registers, factors) for y in x] if isinstance(x, tuple) else x
+
+    def run(out: Tensor, registers: Sequence[Tensor], factors: Sequence[Scalar]) -> None:
+        args = [bound(x, registers, factors) for x in operation.args]
+        kwargs = {key: bound(x, registers, factors) for key, x in operation.kwargs.items()}
+        if variant is None:
+            out.copy_(function(*args, **kwargs))
+        else:
+            variant(*args, **kwargs, out=out)
+
+    return run
+
+
+class Blocks:
+    """A kernel with its memory planned: which register stands in which array, and which temporary is free again."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        count = len(kernel.inputs)
+        last = {register: i for i, operation in enumerate(kernel.operations) for register in operation.reads}
+        end = len(kernel.operations)
+        last |= {register: end for pair in kernel.dots for register in pair}
+        made = {operation.target: i for i, operation in enumerate(kernel.operations)}
+        in_place: dict[int, int] = {}  # register -> the input array that it overwrites
+        self._before: list[tuple[int, int]] = []  # (to, from): inputs that are kept before they are overwritten
+        self._after: list[tuple[int, int]] = []
+        for register, array in kernel.homes:
+            if register < count:
+                self._before.append((array, register))
+            elif register not in in_place and last.get(array, -1) <= made[register]:
+                in_place[register] = array
+            else:
+                self._after.append((array, register))
+                last[register] = end
+        self._place = list(range(count)) + [-1] * (len(kernel.dtypes) - count)
+        self.temporaries: list[torch.dtype] = []
+        free: list[int] = []
+        for i, operation in enumerate(kernel.operations):
+            target = operation.target
+            # what is read here for the last time may be overwritten by the result: the operations are elementwise
+            free += {self._place[r] for r in operation.reads if last[r] == i and r >= count and r not in in_place}
+            if target in in_place:
+                self._place[target] = in_place[target]
+            else:
+                fitting = [slot for slot in free if self.temporaries[slot - count] == kernel.dtypes[target]]
+                if fitting:
+                    free.remove(fitting[0])
+                    self._place[target] = fitting[0]
+                else:
+                    self._place[target] = count + len(self.temporaries)
+                    self.temporaries.append(kernel.dtypes[target])
+        self._steps = [self._planned(operation) for operation in kernel.operations]
+        self._dots = [(self._place[a], self._place[b]) for a, b in kernel.dots]
+
+    def _planned(self, operation: Operation) -> tuple[Callable[..., None], tuple[int, ...] | None, Any, int]:
+        """(form, places of its arrays, its scalar, place of its result); places are None for an operator of torch."""
+        place = self._place[operation.target]
+        if operation.name == "torch":
+            args, kwargs = self._placed(operation.args), {k: self._placed(x) for k, x in operation.kwargs.items()}
+            dtype = self.kernel.dtypes[operation.target]
+            return _general(operation._replace(args=args, kwargs=kwargs), dtype), None, None, place
+        arrays = tuple(self._place[r] for r in operation.reads)
+        scalar = operation.args[-1] if len(operation.args) > len(arrays) else None
+        return FORMS[operation.name], arrays, scalar, place
+
+    def _placed(self, value: Any) -> Any:
+        if isinstance(value, Ref):
+            return value._replace(place=self._place[value.place]) if value.kind == "array" else value
+        return tuple(self._placed(x) for x in value) if isinstance(value, tuple) else value
+
+    def run(self, arrays: Sequence[Tensor], factors: Sequence[Scalar], workspace: Workspace) -> list[Tensor]:
+        """Run on one block; inputs that have a home are overwritten. Returns all places, for `dots`."""
+        first = arrays[0]
+        length, device = len(first), first.device
+        places = [*arrays, *(workspace.get(i, length, dtype, device) for i, dtype in enumerate(self.temporaries))]
+        for to, source in self._before:
+            places[to].copy_(places[source])
+        for form, inputs, scalar, target in self._steps:
+            if inputs is None:
+                form(places[target], places, factors)
+                continue
+            given = [places[i] for i in inputs]
+            if scalar is not None:
+                given.append(factors[scalar.place] if isinstance(scalar, Ref) else scalar)
+            form(places[target], *given)
+        for to, source in self._after:
+            places[to].copy_(places[self._place[source]])
+        return places
+
+    def dots(self, places: Sequence[Tensor]) -> list[Tensor]:
+        """The dot products of a block that has run."""
+        return [_dot(places[a], places[b]) for a, b in self._dots]
+
+    def segment_dots(self, places: Sequence[Tensor], lengths: Sequence[int]) -> list[list[Tensor]]:
+        """The dot products of consecutive stretches of a block: [dots][stretches]."""
+        parts = {place: places[place].split(lengths) for pair in self._dots for place in pair}
+        return [[_dot(a, b) for a, b in zip(parts[i], parts[j], strict=True)] for i, j in self._dots]
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """⟨a, b⟩; numbers of 16 bits would be summed in 16 bits."""
+    return torch.dot(a, b) if a.dtype.itemsize > 2 else torch.dot(a.float(), b.float())

@@ -1,0 +1,131 @@
+"""Kernels through torch.compile: one pass over memory for a pull-back, one for an update, on the CPU and on CUDA.
+
+Arrays go in as [rows, ROW]: sums run along a row, whose length is known, in plain registers, and only one number a row is
+stored, so that a kernel serves all lengths and loses no precision on long ones.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .kernel import Kernel, Operation, Ref
+
+__all__ = ["ROW", "Compiled"]
+
+#: Weights in a row. What does not fill a row is done in eager mode, and so are arrays of less than two.
+ROW = 4096
+
+#: What becomes of an intermediate result is settled: it stays in a register. The compiler would rather store long ones.
+INLINE = ("realize_reads_threshold", "realize_opcount_threshold", "realize_acc_reads_threshold")
+
+
+def _scale(x: Tensor, s: Tensor) -> Tensor:
+    return x * s
+
+
+def _shift(x: Tensor, s: Tensor) -> Tensor:
+    return x + s
+
+
+def _axpy(x: Tensor, y: Tensor, s: Tensor) -> Tensor:
+    return x + y * s
+
+
+def _addcmul(x: Tensor, a: Tensor, b: Tensor, s: Tensor) -> Tensor:
+    return x + a * b * s
+
+
+def _addcdiv(x: Tensor, a: Tensor, b: Tensor, s: Tensor) -> Tensor:
+    return x + a / b * s
+
+
+FORMS: dict[str, Callable[..., Tensor]] = {
+    "scale": _scale,
+    "shift": _shift,
+    "axpy": _axpy,
+    "addcmul": _addcmul,
+    "addcdiv": _addcdiv,
+    "mul": torch.mul,
+    "div": torch.div,
+}
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a.float() * b.float()).sum(1) if a.dtype.itemsize <= 2 else (a * b).sum(1)
+
+
+class Compiled:
+    """A kernel as one compiled function, made when it first runs.
+
+    Attributes:
+        usable: whether there is a compiler, as far as is known.
+    """
+
+    usable = True
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self._function: Callable[..., Any] = torch.compile(_module(kernel), dynamic=True, fullgraph=True, options=_options())
+        self._proven = False
+
+    def run(self, arrays: Sequence[Tensor], factors: Tensor) -> list[Tensor] | None:
+        """Run on arrays [rows, ROW]; inputs that have a home are overwritten.
+
+        Returns:
+            the dot products of each row, or None if nothing was done since there is no compiler.
+        """
+        if self._proven:
+            return self._function(*arrays, factors)
+        try:
+            result = self._function(*arrays, factors)
+        except Exception as error:  # whatever the toolchain raises, before the first of its kernels has run
+            Compiled.usable = False
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+            warnings.warn(
+                f"fused=True runs in eager mode: torch.compile failed with {type(error).__name__}: {reason} On the CPU it needs a "
+                "C++ compiler (Debian: apt-get install g++), on CUDA Triton. Install it, or drop fused=True.",
+                stacklevel=2,
+            )
+            return None
+        self._proven = True
+        return result
+
+
+def _options() -> dict[str, Any]:
+    known = torch._inductor.list_options()
+    return {name: 1 << 20 for name in INLINE if name in known}
+
+
+def _module(kernel: Kernel) -> torch.fx.GraphModule:
+    """The kernel as a function of its inputs and a vector of factors."""
+    graph = torch.fx.Graph()
+    registers: dict[int, torch.fx.Node] = {i: graph.placeholder(name) for i, name in enumerate(kernel.inputs)}
+    vector = graph.placeholder("factors")
+    factors = [graph.call_function(_element, (vector, i)) for i in range(len(kernel.factors.outputs))]
+
+    def bound(x: Any) -> Any:
+        if isinstance(x, Ref):
+            return registers[x.place] if x.kind == "array" else factors[x.place]
+        return tuple(bound(y) for y in x) if isinstance(x, tuple) else x
+
+    def emit(operation: Operation) -> torch.fx.Node:
+        function = operation.function if operation.name == "torch" else FORMS[operation.name]
+        return graph.call_function(function, bound(operation.args), {k: bound(x) for k, x in operation.kwargs.items()})
+
+    for operation in kernel.operations:
+        registers[operation.target] = emit(operation)
+    dots = [graph.call_function(_dot, (registers[a], registers[b])) for a, b in kernel.dots]
+    # results that are inputs themselves are copied before these are overwritten
+    for home in sorted(kernel.homes, key=lambda home: home.register >= len(kernel.inputs)):
+        graph.call_method("copy_", (registers[home.array], registers[home.register]))
+    graph.output(dots)
+    return torch.fx.GraphModule(torch.nn.Module(), graph)
+
+
+def _element(vector: Tensor, i: int) -> Tensor:
+    return vector[i]

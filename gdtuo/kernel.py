@@ -1,0 +1,393 @@
+"""`Kernel`: what a rule does to long arrays, as a few operations over memory, and the numbers that they need.
+
+A recorded update mixes arithmetic on hyperparameters, 1 - β1^t, with arithmetic on weights. Here the two are told apart,
+and factors are moved out of the arrays: a product with a number becomes the factor of an axpy, an addcmul, an addcdiv or
+of a whole dot product, which cost nothing. `blocks` and `fused` run what remains.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .recording import Call, Recorder, UnrecordableError, record, tensors_in
+from .tape import CONSTANTS, Array, Step, live, translate
+
+__all__ = ["EXAMPLE", "Factors", "Home", "Kernel", "Operation", "Outcome", "Ref"]
+
+EXAMPLE = 7  # length of the arrays on which functions are recorded; hyperparameters are 0-d
+ALIASES = ("alias", "detach", "expand", "clone", "lift_fresh", "lift_fresh_copy", "view", "_to_copy", "to")
+
+Number: TypeAlias = float | Tensor  # a constant, or a recorded 0-d tensor
+
+
+class Ref(NamedTuple):
+    """An argument of an operation: an array, by its register, or a factor, by its place among the factors."""
+
+    kind: str  # "array" or "factor"
+    place: int
+
+
+class Operation(NamedTuple):
+    """One pass over memory: a name from the tables of `blocks`, or an operator of torch."""
+
+    name: str  # scale, axpy, addcmul, addcdiv, shift, mul, div, copy; else "torch"
+    args: tuple[Any, ...]  # `Ref`s and constants
+    target: int
+    function: torch._ops.OpOverload | None = None
+    kwargs: Mapping[str, Any] = {}
+
+    @property
+    def reads(self) -> list[int]:
+        """The registers among its arguments."""
+        return [ref.place for ref in _refs(self.args) if ref.kind == "array"]
+
+
+class Home(NamedTuple):
+    """Where a result goes: the input array that it replaces."""
+
+    register: int
+    array: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a recorded function returns.
+
+    Attributes:
+        arrays: input name -> what replaces it.
+        gradient: the name of the input whose products with the tangents are wanted, None for none.
+        tangents: arrays z of which ⟨g, z⟩ and |z|² are wanted.
+        moved: the array whose square is wanted, None for none.
+    """
+
+    arrays: Mapping[str, Tensor]
+    gradient: str | None = None
+    tangents: Sequence[Tensor] = ()
+    moved: Tensor | None = None
+
+
+class _Term(NamedTuple):
+    """An array that is not computed yet: factor · register, · (a b) or · (a / b)."""
+
+    factor: Number
+    kind: str  # "array", "mul", "div"
+    a: int
+    b: int = -1
+
+
+class Kernel:
+    """A function of long arrays and hyperparameters.
+
+    Args:
+        function: of arrays and 0-d hyperparameters, by name; elementwise in the arrays.
+        arrays: example inputs, of length `EXAMPLE`.
+        numbers: names of the hyperparameters, and last "step", the count of updates.
+
+    Attributes:
+        inputs: names of the input arrays, registers 0, 1, ...
+        operations: in order; every register is written once.
+        homes: which registers replace which inputs at the end.
+        dtypes: of every register.
+        dots: pairs of registers whose dot products are wanted.
+        factors: the numbers that operations and dots are scaled with.
+        gz, zz: for each tangent (place among the dots, place of its factor).
+        gg, dd: place among the dots, and for dd of its factor; None if not wanted.
+
+    Raises:
+        UnrecordableError: if the function branches on a value or makes arrays whose length cannot be told.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[dict[str, Tensor], dict[str, Tensor]], Outcome],
+        arrays: Mapping[str, Tensor],
+        numbers: Sequence[str],
+    ) -> None:
+        self.inputs = tuple(arrays)
+        given = {name: torch.ones((), dtype=torch.float64) for name in numbers}
+        outcome, calls = record(lambda: function(dict(arrays), dict(given)))
+        wanted = [*outcome.arrays.values(), *outcome.tangents, *([] if outcome.moved is None else [outcome.moved])]
+        lowering = _Lowering(live(calls, wanted), arrays, wanted)
+        self.dots: list[tuple[int, int]] = []
+        places = {name: i for i, name in enumerate(self.inputs)}
+        homes = [Home(lowering.register(value), places[name]) for name, value in outcome.arrays.items()]
+        self.homes = [home for home in homes if home.register != home.array]
+        terms = [lowering.direction(z) for z in outcome.tangents]
+        moved = None if outcome.moved is None else lowering.direction(outcome.moved)
+        g = places.get(outcome.gradient or "", -1)
+        self.gz = [(self._dot(g, r), f) for r, f in terms]
+        self.zz = [(self._dot(r, r), f) for r, f in terms]
+        self.gg = None if g < 0 else self._dot(g, g)
+        self.dd = None if moved is None else (self._dot(moved[0], moved[0]), moved[1])
+        self.operations, self.dtypes = lowering.operations, lowering.dtypes
+        self.factors = Factors(lowering.scalars, given, lowering.factors)
+
+    def _dot(self, a: int, b: int) -> int:
+        pair = (min(a, b), max(a, b))
+        if pair not in self.dots:
+            self.dots.append(pair)
+        return self.dots.index(pair)
+
+
+class _Lowering:
+    """Turns recorded calls into operations; keeps apart what concerns arrays and what concerns numbers."""
+
+    def __init__(self, calls: Sequence[Call], arrays: Mapping[str, Tensor], wanted: Sequence[Tensor]) -> None:
+        self.operations: list[Operation] = []
+        self.dtypes = [x.dtype for x in arrays.values()]
+        self.scalars: list[Call] = []
+        self.factors: list[Tensor] = []
+        self._terms: dict[int, _Term] = {id(x): _Term(1.0, "array", i) for i, x in enumerate(arrays.values())}
+        self._same: dict[int, Tensor] = {}  # a view of the whole -> what it views
+        self._known: dict[Any, int] = {}  # what has been computed -> its register
+        self._keep = (calls, arrays)  # identities of tensors are keys: none may die
+        self._length = {x.numel() for x in arrays.values()}.pop()
+        for call in calls:
+            self._alias(call)
+        self._uses = Counter(id(self._source(x)) for call in calls if id(call.result) not in self._same for x in call.tensors)
+        self._uses.update(id(self._source(x)) for x in wanted)
+        for call in calls:
+            if id(call.result) not in self._same:
+                self._lower(call)
+
+    # ---------------------------------------------------------------- values
+
+    def _source(self, x: Tensor) -> Tensor:
+        while id(x) in self._same:
+            x = self._same[id(x)]
+        return x
+
+    def _alias(self, call: Call) -> None:
+        if call.name not in ALIASES or not isinstance(call.result, Tensor):
+            return
+        x = call.tensors[0]
+        number = not self._is_array(self._source(x))  # spread over an array or in another dtype it is as good a number
+        if number or (call.result.dtype == x.dtype and call.result.shape == x.shape):
+            self._same[id(call.result)] = x
+
+    def _is_array(self, x: Tensor) -> bool:
+        if x.dim() == 1 and x.numel() == self._length:
+            return True
+        if x.numel() != 1:
+            raise UnrecordableError
+        return False
+
+    def _lower(self, call: Call) -> None:
+        if not isinstance(call.result, Tensor):
+            raise UnrecordableError
+        args = [self._source(x) if isinstance(x, Tensor) else x for x in call.args]
+        tensors = [self._source(x) for x in call.tensors]
+        if not any(self._is_array(x) for x in tensors):
+            if self._is_array(call.result):  # made out of nothing: its length is not known when it runs
+                raise UnrecordableError
+            self.scalars.append(call._replace(args=tuple(self._source(x) if isinstance(x, Tensor) else x for x in call.args)))
+            return
+        with Recorder() as recorder:  # arithmetic on factors joins that of the hyperparameters
+            term = self._simplified(call, args) if not call.kwargs or set(call.kwargs) == {"alpha"} else None
+        self.scalars += recorder.calls
+        if term is None:
+            term = _Term(1.0, "array", self._general(call, args))
+        self._terms[id(call.result)] = term
+
+    def _simplified(self, call: Call, args: list[Any]) -> _Term | None:
+        arrays = [isinstance(x, Tensor) and self._is_array(x) for x in args]
+        promoted = any(t.dtype != call.result.dtype for t, is_array in zip(args, arrays, strict=True) if is_array)
+        if promoted or not call.result.dtype.is_floating_point:
+            return None
+        if call.name in ("mul", "div") and all(arrays):
+            a, b = (self._terms[id(x)] for x in args)
+            factor = _times(a.factor, b.factor) if call.name == "mul" else _over(a.factor, b.factor)
+            term = _Term(factor, call.name, self._base(a), self._base(b))
+            return term if self._uses[id(call.result)] == 1 else _Term(factor, "array", self._compute(term))
+        if call.name == "mul":
+            x, s = (args[0], args[1]) if arrays[0] else (args[1], args[0])
+            term = self._terms[id(x)]
+            return self._settled(term._replace(factor=_times(term.factor, s)), x)
+        if call.name == "div" and arrays[0]:
+            term = self._terms[id(args[0])]
+            return self._settled(term._replace(factor=_over(term.factor, args[1])), args[0])
+        if call.name == "neg":
+            term = self._terms[id(args[0])]
+            return self._settled(term._replace(factor=_times(term.factor, -1.0)), args[0])
+        if call.name == "pow" and not isinstance(args[1], Tensor) and args[1] == 2:
+            term = self._terms[id(args[0])]
+            a = self._base(term)
+            square = _Term(_times(term.factor, term.factor), "mul", a, a)
+            return square if self._uses[id(call.result)] == 1 else square._replace(kind="array", a=self._compute(square), b=-1)
+        if call.name in ("add", "sub"):
+            sign = call.kwargs.get("alpha", 1) * (1 if call.name == "add" else -1)
+            return self._sum(args, arrays, sign)
+        return None
+
+    def _settled(self, term: _Term, source: Tensor) -> _Term:
+        """A pending product that is used elsewhere too is computed once, not once for each use."""
+        if term.kind != "array" and self._uses[id(source)] > 1:
+            return _Term(term.factor, "array", self._base(term))
+        return term
+
+    def _sum(self, args: Sequence[Any], arrays: Sequence[bool], sign: float) -> _Term | None:
+        if not all(arrays):
+            x, s = (args[0], args[1]) if arrays[0] else (args[1], args[0])
+            if not arrays[0] and sign != 1:
+                return None
+            register = self._materialize(self._terms[id(x)])
+            return _Term(
+                1.0, "array", self._emit("shift", (_array(register), self._factor(_times(s, sign))), self.dtypes[register])
+            )
+        x, y = (self._terms[id(a)] for a in args)
+        y = y._replace(factor=_times(y.factor, sign))
+        if x.kind != "array" and y.kind == "array" and _is_one(y.factor):
+            x, y = y, x
+        elif x.kind == y.kind == "array" and not _is_one(x.factor) and _is_one(y.factor):
+            x, y = y, x
+        register = self._materialize(x)
+        if y.kind == "array":
+            name, operands = "axpy", (_array(register), _array(y.a))
+        else:
+            name, operands = f"addc{y.kind}", (_array(register), _array(y.a), _array(y.b))
+        return _Term(1.0, "array", self._emit(name, (*operands, self._factor(y.factor)), self.dtypes[register]))
+
+    def _general(self, call: Call, args: Sequence[Any]) -> int:
+        def bound(x: Any) -> Any:
+            if isinstance(x, Tensor):
+                x = self._source(x)
+                return _array(self._materialize(self._terms[id(x)])) if self._is_array(x) else self._factor(x)
+            return tuple(bound(y) for y in x) if isinstance(x, (list, tuple)) else x
+
+        kwargs = {key: bound(value) for key, value in call.kwargs.items()}
+        return self._emit("torch", tuple(bound(x) for x in args), call.result.dtype, call.function, kwargs)
+
+    # ---------------------------------------------------------------- emission
+
+    def register(self, value: Tensor) -> int:
+        """The register that holds a result."""
+        return self._materialize(self._terms[id(self._source(value))])
+
+    def direction(self, value: Tensor) -> tuple[int, int]:
+        """The register that holds a result up to a factor, and the place of that factor."""
+        source = self._source(value)
+        if not self._is_array(source):
+            raise UnrecordableError
+        term = self._terms[id(source)]
+        factor = torch.as_tensor(term.factor, dtype=torch.float64)
+        return self._base(term), self._factor(factor).place
+
+    def _emit(
+        self,
+        name: str,
+        args: tuple[Any, ...],
+        dtype: torch.dtype,
+        function: torch._ops.OpOverload | None = None,
+        kwargs: Mapping[str, Any] = {},
+    ) -> int:
+        key = (name, function, repr(args), repr(kwargs))
+        if key not in self._known:
+            self._known[key] = len(self.dtypes)
+            self.operations.append(Operation(name, args, len(self.dtypes), function, kwargs))
+            self.dtypes.append(dtype)
+        return self._known[key]
+
+    def _compute(self, term: _Term) -> int:
+        dtype = torch.promote_types(self.dtypes[term.a], self.dtypes[term.b])
+        return self._emit(term.kind, (_array(term.a), _array(term.b)), dtype)
+
+    def _base(self, term: _Term) -> int:
+        """The register of a term without its factor."""
+        return term.a if term.kind == "array" else self._compute(term)
+
+    def _materialize(self, term: _Term) -> int:
+        base = self._base(term)
+        return base if _is_one(term.factor) else self._emit("scale", (_array(base), self._factor(term.factor)), self.dtypes[base])
+
+    def _factor(self, number: Number) -> Any:
+        if not isinstance(number, Tensor):
+            return number
+        number = self._source(number)
+        for place, known in enumerate(self.factors):
+            if known is number:
+                return Ref("factor", place)
+        self.factors.append(number)
+        return Ref("factor", len(self.factors) - 1)
+
+
+def _array(register: int) -> Ref:
+    return Ref("array", register)
+
+
+def _refs(value: Any) -> list[Ref]:
+    if isinstance(value, Ref):
+        return [value]
+    return [ref for item in value for ref in _refs(item)] if isinstance(value, tuple) else []
+
+
+def _is_one(factor: Number) -> bool:
+    return not isinstance(factor, Tensor) and factor == 1.0
+
+
+def _times(a: Any, b: Any) -> Any:
+    return b if _is_one(a) else a if _is_one(b) else a * b
+
+
+def _over(a: Any, b: Any) -> Any:
+    return a if _is_one(b) else a / b
+
+
+class Factors:
+    """The numbers that a kernel needs, as a function of the hyperparameters.
+
+    Args:
+        calls: arithmetic on 0-d tensors.
+        inputs: hyperparameters by name.
+        outputs: the results.
+    """
+
+    def __init__(self, calls: Sequence[Call], inputs: Mapping[str, Tensor], outputs: Sequence[Tensor]) -> None:
+        self.inputs, self.outputs = dict(inputs), list(outputs)
+        self._calls = live(calls, outputs)
+
+    def replay(self, columns: int) -> tuple[np.ndarray, np.ndarray, Callable[[], None]]:
+        """On the CPU: (inputs [number of hyperparameters, columns], results [factors, columns], what computes the results)."""
+        given = np.ones((len(self.inputs), columns))
+        results = np.empty((len(self.outputs), columns))
+        memory: dict[int, Any] = {id(x): row for x, row in zip(self.inputs.values(), given, strict=True)}
+        steps: list[Step] = []
+
+        def array(x: Tensor) -> Any:
+            return memory[id(x)] if id(x) in memory else _constant(x).numpy()
+
+        for call in self._calls:
+            if call.name not in CONSTANTS or call.tensors:
+                shape = np.broadcast_shapes(*(array(x).shape for x in call.tensors))
+                memory[id(call.result)] = np.ones(shape, call.result.numpy().dtype)
+                steps += translate(call, array, memory[id(call.result)])
+        steps += [(np.copyto, (row, array(x))) for row, x in zip(results, self.outputs, strict=True)]
+
+        def run() -> None:
+            with np.errstate(all="ignore"):
+                for function, arguments in steps:
+                    function(*arguments)
+
+        return given, results, run
+
+    def evaluate(self, hyper: Array) -> Tensor:
+        """On any device: [number of hyperparameters, columns] -> [factors, columns]."""
+        memory: dict[int, Tensor] = {id(x): row for x, row in zip(self.inputs.values(), hyper.unbind(0), strict=True)}
+        for call in self._calls:
+            if call.name not in CONSTANTS or call.tensors:
+                args = [memory.get(id(x), x) if isinstance(x, Tensor) else x for x in call.args]
+                memory[id(call.result)] = call.function(*args, **call.kwargs)
+        if not self.outputs:
+            return hyper[:0]
+        return torch.stack([memory.get(id(x), _constant(x)).to(hyper).expand(hyper.shape[1]) for x in self.outputs])
+
+
+def _constant(x: Tensor) -> Tensor:
+    """A recorded number; forward mode makes zeros that have no memory."""
+    return torch.zeros_like(x, memory_format=torch.contiguous_format) if x._is_zerotensor() else x

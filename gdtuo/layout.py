@@ -1,0 +1,230 @@
+"""Where parameters and their states stand: flat arrays, cut into runs of one history.
+
+Parameters that share rule, device and dtype stand in one flat array, and so do their states; the optimizer's `state[p]`
+holds views of torch's names and shapes. A step works on *runs*: stretches of neighbouring parameters that have a gradient
+and were always updated together. As a rule that is one run, the whole bucket.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .recipes import Recipe
+from .tape import Array
+
+__all__ = ["Bucket", "Place", "Run", "numel", "unflatten"]
+
+
+def unflatten(array: Tensor, like: Tensor) -> Tensor:
+    """A view of a flat array with the shape of `like`. Complex numbers count as pairs."""
+    if like.is_complex():
+        return torch.view_as_complex(array.view(*like.shape, 2))
+    return array.view(like.shape)
+
+
+def numel(tensor: Tensor) -> int:
+    """Length of a tensor as a flat real array."""
+    return tensor.numel() * (2 if tensor.is_complex() else 1)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a parameter belongs.
+
+    Attributes:
+        group: its parameter group.
+        index: its number among all parameters.
+        row: the first of the rows of hyperparameters that govern it.
+    """
+
+    group: int
+    index: int
+    row: int
+
+
+@dataclass
+class Run:
+    """Neighbouring parameters of a bucket with a gradient and one history."""
+
+    bucket: Bucket
+    first: int  # parameters bucket.params[first:last]
+    last: int
+    step: int  # updates that they have had
+    pending: int  # the number of the update that waits to be pulled back; 0 if none does
+
+    @property
+    def params(self) -> list[Tensor]:
+        """The parameters themselves."""
+        return self.bucket.params[self.first : self.last]
+
+    @property
+    def groups(self) -> list[int]:
+        """The parameter groups that it has a part in."""
+        return self.bucket.groups[self.first : self.last]
+
+
+class Bucket(ABC):
+    """Parameters that are updated by one recipe: their states, their histories.
+
+    Args:
+        recipe: what an update is, and what is remembered of it.
+        names: all hyperparameters of the rule, the columns of `values`.
+        learned: those that the level above learns at all, the columns of what is pulled back.
+        per: granularity of what is learned.
+        params, places: the parameters and where they belong.
+        last: [all parameters, A + H + 1] of each one's last update: the A values that it used, H slopes with respect to
+            the shifts, |Δ|². Written here, kept by the tower. None if nothing stands above.
+        states: the optimizer's state; entries that are there already are taken over.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        names: Sequence[str],
+        learned: Sequence[str],
+        per: str,
+        params: list[Tensor],
+        places: Sequence[Place],
+        last: Array | None,
+        states: Mapping[Tensor, dict[str, Any]],
+    ) -> None:
+        self.recipe, self.names, self.learned, self.per = recipe, tuple(names), tuple(learned), per
+        self.params, self.places, self.last = params, list(places), last
+        self.groups = [place.group for place in places]
+        self.offsets = [0, *accumulate(numel(p) for p in params)]
+        self.states = [states[p] for p in params]
+        self.device = params[0].device
+        self._allocate()
+        self._present: list[bool] = []
+        self._runs: list[Run] | None = None
+
+    @abstractmethod
+    def _views(self, i: int) -> dict[str, Tensor]:
+        """What belongs to a parameter of each array, in its shape."""
+
+    @abstractmethod
+    def _initial(self) -> dict[str, Tensor]:
+        """The arrays of the rule's state, before the first update."""
+
+    def _allocate(self) -> None:
+        self.arrays = self._initial()
+        self.state_names = list(self.arrays)
+        like = next(iter(self.arrays.values()), None)
+        for name in (*self.recipe.traces, *self.recipe.remembered):
+            self.arrays[name] = self._empty() if like is None or like.shape != self._shape else torch.zeros_like(like)
+        self.steps = torch.zeros(len(self.params), dtype=torch.float32)
+        for i in range(len(self.params)):
+            self._adopt(i)
+
+    @property
+    def _shape(self) -> torch.Size:
+        return torch.Size((self.offsets[-1],))
+
+    def _empty(self) -> Tensor:
+        return torch.zeros(self._shape, dtype=self.recipe.dtype, device=self.device)
+
+    def _adopt(self, i: int) -> None:
+        """Take over what a parameter's state holds, and put views of the bucket's arrays in its place."""
+        state = self.states[i]
+        # torch's SGD keeps no count: a momentum buffer says that there has been a first step
+        self.steps[i] = float(state.get("step", isinstance(state.get("momentum_buffer"), Tensor)))
+        state["step"] = self.steps[i]
+        for name in [name for name in state if name.startswith(("trace_", "last_")) and name not in self.arrays]:
+            del state[name]
+        for name, view in self._views(i).items():
+            if isinstance(state.get(name), Tensor):
+                view.copy_(state[name])
+            state[name] = view
+        if self.recipe.own:
+            state.setdefault("pending", 0)
+
+    # ---------------------------------------------------------------- histories
+
+    def runs(self) -> list[Run]:
+        """The parameters that have a gradient, in runs of one history.
+
+        Raises:
+            RuntimeError: if a gradient is sparse.
+        """
+        gradients = [p.grad for p in self.params]
+        for p, gradient in zip(self.params, gradients, strict=True):
+            if gradient is not None and gradient.layout != torch.strided:
+                raise RuntimeError(
+                    f"A parameter of shape {tuple(p.shape)} has a sparse gradient. Use sparse=False in the embedding, or "
+                    "torch.optim.SparseAdam for that parameter."
+                )
+        present = [gradient is not None for gradient in gradients]
+        if self._runs is None or present != self._present:
+            self._present, self._runs = present, self._cut(present)
+        return self._runs
+
+    def _cut(self, present: Sequence[bool]) -> list[Run]:
+        # parameters that were last updated together share a tick, and with it the hyperparameters of that update
+        pending = [state.get("pending", 0) for state in self.states]
+        keys = zip(present, self.steps.tolist(), pending, self._strides(), strict=True)
+        runs, first = [], 0
+        for (here, step, tick, _), same in groupby(keys):
+            last = first + len(list(same))
+            if here:
+                runs.append(Run(self, first, last, int(step), tick))
+            first = last
+        return runs
+
+    def _strides(self) -> list[int]:
+        """Numbers that differ where neighbours here are no neighbours among the rows that are learned per element."""
+        if self.per != "element":
+            return [0] * len(self.params)
+        return [place.row - offset for place, offset in zip(self.places, self.offsets, strict=False)]
+
+    def _updated(self, run: Run, tick: int) -> None:
+        """Note that a run has been updated, to be pulled back if `tick` is not 0."""
+        self.steps[run.first : run.last] += 1
+        run.step += 1
+        self._set_pending(run, tick)
+        if self._runs is not None and len(self._runs) > 1:
+            self._runs = None  # runs may have grown together
+
+    def _set_pending(self, run: Run, tick: int) -> None:
+        if self.recipe.own:
+            run.pending = tick
+            for state in self.states[run.first : run.last]:
+                state["pending"] = tick
+
+    def pulled(self, run: Run) -> None:
+        """Note that the last update of a run has been pulled back."""
+        self._set_pending(run, 0)
+
+    def forget(self) -> None:
+        """Drop what was kept of earlier updates."""
+        for name in self.arrays.keys() - set(self.state_names):
+            self.arrays[name].zero_()
+        for state in self.states:
+            state["pending"] = 0
+        self._runs = None
+
+    # ---------------------------------------------------------------- arithmetic
+
+    @abstractmethod
+    def pull(self, run: Run, table: Array, products: Tensor | None) -> None:
+        """Add the last update of a run, pulled back, to a table of `Sums`: one row for each row of hyperparameters.
+
+        If hyperparameters are learned per element, the table has a row for each group, and the products g z of each
+        weight go to `products`.
+        """
+
+    @abstractmethod
+    def update(self, run: Run, values: Array, tick: int) -> None:
+        """Move a run's parameters by one update and remember what its pull-back will need.
+
+        Args:
+            values: [B, A + H] values of all hyperparameters and slopes of the learned ones, for every row.
+            tick: number of this update, the same for all parameters that are updated together; 0 if it is not to be
+                pulled back.
+        """

@@ -1,0 +1,131 @@
+"""The kernels of a rule: its update, and the pull-back of its last update. Made once for all optimizers that share them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .kernel import EXAMPLE, Kernel, Outcome
+from .pullback import derive
+from .rules import Rule
+
+__all__ = ["Recipe"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that the arithmetic of a bucket depends on.
+
+    Args:
+        rule: what an update is.
+        present: the hyperparameters that the rule is given.
+        own: those of them that are learned.
+        dtype: of the weights.
+        traced: whether tangents are kept, and accumulate, from update to update.
+        closed_form: whether the rule's own closed form differentiates its updates.
+        decay: what remains of a trace after one more update.
+        spread: whether hyperparameters are arrays, one number for each weight.
+        noisy: whether |Δ|² is needed, to tell tangents from rounding noise.
+    """
+
+    rule: Rule
+    present: tuple[str, ...]
+    own: tuple[str, ...]
+    dtype: torch.dtype
+    traced: bool
+    closed_form: bool
+    decay: float
+    spread: bool
+    noisy: bool
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The hyperparameters that the kernels take as numbers."""
+        return tuple(name for name in self.present if not (self.spread and name in self.own))
+
+    @property
+    def remembered(self) -> tuple[str, ...]:
+        """Arrays that keep the last update's arguments."""
+        if self.traced or not self.own:
+            return ()
+        return tuple(f"last_{name}" for name in sorted(self.rule.remembers(self.own, self.present)))
+
+    @property
+    def traces(self) -> tuple[str, ...]:
+        """Arrays that keep tangents."""
+        return tuple(f"trace_{name}" for name in self.own) if self.traced else ()
+
+    def _examples(self, names: Sequence[str], dtype: torch.dtype) -> dict[str, Tensor]:
+        return {name: torch.ones(EXAMPLE, dtype=dtype) for name in names}
+
+    @functools.cached_property
+    def state(self) -> tuple[str, ...]:
+        """Names of the rule's state."""
+        return tuple(self.rule.init(torch.ones(EXAMPLE, dtype=self.dtype), self.present))
+
+    @functools.cached_property
+    def arrays(self) -> dict[str, Tensor]:
+        """Arrays that an update that is to be learned from takes besides weights and gradient, by example."""
+        state = self.rule.init(torch.ones(EXAMPLE, dtype=self.dtype), self.present)
+        wide = torch.promote_types(self.dtype, torch.float32)
+        spread = [f"{prefix}{name}" for prefix in ("", "slope ") for name in self.own] if self.spread else []
+        return state | self._examples((*self.traces, *self.remembered), self.dtype) | self._examples(spread, wide)
+
+    def kernel(self, kind: str) -> Kernel:
+        """The kernel "update" (plain), "learn" (an update that is to be pulled back) or "pull"."""
+        return _kernel(self, kind)
+
+    # ---------------------------------------------------------------- what the kernels compute
+
+    def _hyper(self, arrays: dict[str, Tensor], numbers: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: arrays[name] if self.spread and name in self.own else numbers[name] for name in self.present}
+
+    def _update(self, arrays: dict[str, Tensor], numbers: dict[str, Tensor]) -> Outcome:
+        weights, state = arrays["weights"], {name: arrays[name] for name in self.state}
+        hyper = self._hyper(arrays, numbers)
+        delta, after = self.rule.update(weights, arrays["gradient"], state, hyper, numbers["step"])
+        return Outcome({"weights": weights + delta, **after})
+
+    def _learn(self, arrays: dict[str, Tensor], numbers: dict[str, Tensor]) -> Outcome:
+        if not self.traced:
+            kept = {name: arrays[name.removeprefix("last_")] for name in self.remembered}
+            return Outcome({**self._update(arrays, numbers).arrays, **kept})
+        weights, gradient, step = arrays["weights"], arrays["gradient"], numbers["step"]
+        state, hyper = {name: arrays[name] for name in self.state}, self._hyper(arrays, numbers)
+        if self.closed_form:
+            delta, after = self.rule.update(weights, gradient, state, hyper, step)
+            _, tangents = self.rule.replay(self.own, weights, gradient, after, hyper, step)
+        else:
+            delta, tangents, after = derive(self.rule, self.own, weights, gradient, state, hyper, step)
+        traces = {}
+        for name, tangent in zip(self.own, tangents, strict=True):
+            slope = (arrays if self.spread else numbers)[f"slope {name}"]
+            traces[f"trace_{name}"] = tangent * slope + (self.decay * arrays[f"trace_{name}"] if self.decay else 0.0)
+        return Outcome({"weights": weights + delta, **after, **traces}, moved=delta if self.noisy else None)
+
+    def _pull(self, arrays: dict[str, Tensor], numbers: dict[str, Tensor]) -> Outcome:
+        if self.traced:
+            return Outcome({}, "gradient", [arrays[name] for name in self.traces])
+        none = torch.empty(0)
+        state, hyper = {name: arrays[name] for name in self.state}, self._hyper(arrays, numbers)
+        weights, gradient = arrays.get("last_weights", none), arrays.get("last_gradient", none)
+        delta, tangents = self.rule.replay(self.own, weights, gradient, state, hyper, numbers["step"])
+        return Outcome({}, "gradient", tangents, delta if self.noisy else None)
+
+
+@functools.lru_cache(1024)
+def _kernel(recipe: Recipe, kind: str) -> Kernel:
+    if kind == "pull":  # sums of 16-bit numbers are formed in 32 bits
+        dtype = torch.promote_types(recipe.dtype, torch.float32)
+        names = recipe.traces if recipe.traced else (*recipe.state, *recipe.remembered)
+        return Kernel(recipe._pull, recipe._examples(("gradient", *names), dtype), (*recipe.numbers, "step"))
+    main = recipe._examples(("weights", "gradient"), recipe.dtype)
+    if kind == "learn":
+        slopes = [f"slope {name}" for name in recipe.own] if recipe.traced and not recipe.spread else []
+        return Kernel(recipe._learn, main | recipe.arrays, (*recipe.numbers, *slopes, "step"))
+    needed = [*recipe.state, *(recipe.own if recipe.spread else ())]
+    return Kernel(recipe._update, main | {name: recipe.arrays[name] for name in needed}, (*recipe.numbers, "step"))
