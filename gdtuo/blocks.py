@@ -15,10 +15,10 @@ from torch import Tensor
 
 from .kernel import Kernel, Operation, Ref
 
-__all__ = ["BLOCK", "FORMS", "Blocks", "Workspace"]
+__all__ = ["BLOCK", "Blocks", "Workspace", "blocks_of"]
 
 #: Weights in a block.
-BLOCK = 131072
+BLOCK = 262144
 
 Scalar: TypeAlias = Any  # a number (CPU), or a tensor that broadcasts against the block
 
@@ -32,13 +32,17 @@ class Workspace:
     def get(self, key: Any, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """An array of `length` numbers with whatever is in it; the same memory for the same key, dtype and device."""
         memory = self._memory.get((key, dtype, device))
-        if memory is None or len(memory) < length:
+        if memory is None or memory.numel() < length:
             memory = self._memory[key, dtype, device] = torch.empty(length, dtype=dtype, device=device)
         return memory[:length]
 
 
 # ---------------------------------------------------------------- operations
-# Each takes (out, arrays, scalar); a scalar is a number or a tensor, which torch does not take as alpha= or value=.
+# Each takes (out, arrays, scalar). torch takes numbers alone as alpha= and value=, and elsewhere makes a tensor of a number
+# each time: it is faster to be given one. Where hyperparameters are on a device or differ, all scalars are tensors.
+
+#: Operations whose scalar is a number on the CPU.
+NUMERIC = ("axpy", "lerp", "addcmul", "addcdiv")
 
 
 def _scale(out: Tensor, x: Tensor, s: Scalar) -> None:
@@ -54,6 +58,13 @@ def _axpy(out: Tensor, x: Tensor, y: Tensor, s: Scalar) -> None:
         torch.addcmul(x, y, s, out=out)
     else:
         torch.add(x, y, alpha=s, out=out)
+
+
+def _lerp(out: Tensor, x: Tensor, y: Tensor, s: Scalar) -> None:
+    if isinstance(s, Tensor) and s.dtype != x.dtype:
+        out.copy_(x + (y - x) * s)
+    else:
+        torch.lerp(x, y, s, out=out)
 
 
 def _addcmul(out: Tensor, x: Tensor, a: Tensor, b: Tensor, s: Scalar) -> None:
@@ -82,6 +93,7 @@ FORMS: dict[str, Callable[..., None]] = {
     "scale": _scale,
     "shift": _shift,
     "axpy": _axpy,
+    "lerp": _lerp,
     "addcmul": _addcmul,
     "addcdiv": _addcdiv,
     "mul": _mul,
@@ -90,41 +102,50 @@ FORMS: dict[str, Callable[..., None]] = {
 
 
 @functools.cache
-def _out_variant(function: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
-    """The overload of an operator that writes into memory which it is given."""
+def _out_variant(function: torch._ops.OpOverload) -> Callable[..., Any] | None:
+    """What an operator is called by to write into memory that it is given; None if it cannot."""
     packet = function.overloadpacket
     own = [(a.name, str(a.type)) for a in function._schema.arguments]
     for name in packet.overloads():
         other = getattr(packet, name)
         arguments = other._schema.arguments
-        if [a.name for a in arguments if a.is_out] == ["out"]:
-            if [(a.name, str(a.type)) for a in arguments if not a.is_out] == own:
-                return other
+        if [a.name for a in arguments if a.is_out] == ["out"] and [
+            (a.name, str(a.type)) for a in arguments if not a.is_out
+        ] == own:
+            # torch.sqrt and its like reach the same overload, in less time
+            return getattr(torch, function._schema.name.removeprefix("aten::"), other)
     return None
 
 
-def _general(operation: Operation, dtype: torch.dtype) -> Callable[..., None]:
-    """An operator of torch as a form that takes all registers and factors."""
+def _general(operation: Operation, dtype: torch.dtype) -> tuple[Callable[..., None], tuple[int, ...] | None]:
+    """An operator of torch as a form; if it takes more than arrays, as one of all places and factors (None)."""
     assert operation.function is not None
-    function, variant = operation.function, _out_variant(operation.function)
+    function, variant, count = operation.function, _out_variant(operation.function), len(operation.reads)
+    if (
+        variant is not None
+        and not operation.kwargs
+        and all(isinstance(x, Ref) == (i < count) for i, x in enumerate(operation.args))
+    ):
+        constants = operation.args[count:]
+        if not any(isinstance(x, tuple) for x in constants):
+            return lambda out, *arrays: variant(*arrays, *constants, out=out), tuple(operation.reads)
 
-    def bound(x: Any, registers: Sequence[Tensor], factors: Sequence[Scalar]) -> Any:
+    def bound(x: Any, places: Sequence[Tensor], factors: Sequence[Scalar]) -> Any:
         if isinstance(x, Ref):
             if x.kind == "array":
-                return registers[x.place]
-            s = factors[x.place]
-            return s if isinstance(s, Tensor) else torch.tensor(s, dtype=torch.float64 if dtype == torch.bool else dtype)
-        return [bound(y, registers, factors) for y in x] if isinstance(x, tuple) else x
+                return places[x.place]
+            return factors[x.place].to(dtype) if dtype.is_floating_point else factors[x.place]
+        return [bound(y, places, factors) for y in x] if isinstance(x, tuple) else x
 
-    def run(out: Tensor, registers: Sequence[Tensor], factors: Sequence[Scalar]) -> None:
-        args = [bound(x, registers, factors) for x in operation.args]
-        kwargs = {key: bound(x, registers, factors) for key, x in operation.kwargs.items()}
+    def run(out: Tensor, places: Sequence[Tensor], factors: Sequence[Scalar]) -> None:
+        args = [bound(x, places, factors) for x in operation.args]
+        kwargs = {key: bound(x, places, factors) for key, x in operation.kwargs.items()}
         if variant is None:
             out.copy_(function(*args, **kwargs))
         else:
             variant(*args, **kwargs, out=out)
 
-    return run
+    return run, None
 
 
 class Blocks:
@@ -173,10 +194,13 @@ class Blocks:
         place = self._place[operation.target]
         if operation.name == "torch":
             args, kwargs = self._placed(operation.args), {k: self._placed(x) for k, x in operation.kwargs.items()}
-            dtype = self.kernel.dtypes[operation.target]
-            return _general(operation._replace(args=args, kwargs=kwargs), dtype), None, None, place
+            placed = operation._replace(args=args, kwargs=kwargs)
+            return (*_general(placed, self.kernel.dtypes[operation.target]), None, place)
         arrays = tuple(self._place[r] for r in operation.reads)
-        scalar = operation.args[-1] if len(operation.args) > len(arrays) else None
+        scalar: Any = None
+        if len(operation.args) > len(arrays):  # (whether as a number, its place among the factors), or (None, a constant)
+            last = operation.args[-1]
+            scalar = (operation.name in NUMERIC, last.place) if isinstance(last, Ref) else (None, last)
         return FORMS[operation.name], arrays, scalar, place
 
     def _placed(self, value: Any) -> Any:
@@ -184,35 +208,53 @@ class Blocks:
             return value._replace(place=self._place[value.place]) if value.kind == "array" else value
         return tuple(self._placed(x) for x in value) if isinstance(value, tuple) else value
 
-    def run(self, arrays: Sequence[Tensor], factors: Sequence[Scalar], workspace: Workspace) -> list[Tensor]:
-        """Run on one block; inputs that have a home are overwritten. Returns all places, for `dots`."""
-        first = arrays[0]
-        length, device = len(first), first.device
-        places = [*arrays, *(workspace.get(i, length, dtype, device) for i, dtype in enumerate(self.temporaries))]
+    def memory(self, length: int, device: torch.device, workspace: Workspace) -> list[Tensor]:
+        """The temporaries of a block: what follows its input arrays among the places."""
+        return [workspace.get(i, length, dtype, device) for i, dtype in enumerate(self.temporaries)]
+
+    def run(self, places: Sequence[Tensor], numbers: Sequence[Scalar], tensors: Sequence[Tensor]) -> None:
+        """Run on one block.
+
+        Args:
+            places: its input arrays, of which those that have a home are overwritten, and its temporaries.
+            numbers, tensors: the factors, as numbers if on the CPU, and as tensors.
+        """
         for to, source in self._before:
             places[to].copy_(places[source])
         for form, inputs, scalar, target in self._steps:
             if inputs is None:
-                form(places[target], places, factors)
-                continue
-            given = [places[i] for i in inputs]
-            if scalar is not None:
-                given.append(factors[scalar.place] if isinstance(scalar, Ref) else scalar)
-            form(places[target], *given)
+                form(places[target], places, tensors)
+            elif scalar is None:
+                form(places[target], *[places[i] for i in inputs])
+            else:
+                values, place = scalar
+                s = place if values is None else (numbers if values else tensors)[place]
+                form(places[target], *[places[i] for i in inputs], s)
         for to, source in self._after:
             places[to].copy_(places[self._place[source]])
-        return places
 
-    def dots(self, places: Sequence[Tensor]) -> list[Tensor]:
-        """The dot products of a block that has run."""
-        return [_dot(places[a], places[b]) for a, b in self._dots]
+    def dots(self, places: Sequence[Tensor], lengths: Sequence[int]) -> Any:
+        """The dot products of a block that has run, over stretches of the given lengths.
 
-    def segment_dots(self, places: Sequence[Tensor], lengths: Sequence[int]) -> list[list[Tensor]]:
-        """The dot products of consecutive stretches of a block: [dots][stretches]."""
-        parts = {place: places[place].split(lengths) for pair in self._dots for place in pair}
-        return [[_dot(a, b) for a, b in zip(parts[i], parts[j], strict=True)] for i, j in self._dots]
+        Returns:
+            [dots][stretches]: numbers on the CPU, elsewhere a tensor.
+        """
+        if len(lengths) == 1:
+            found = [[_dot(places[a], places[b])] for a, b in self._dots]
+        else:
+            parts = {place: places[place].split(lengths) for pair in self._dots for place in pair}
+            found = [[_dot(a, b) for a, b in zip(parts[i], parts[j], strict=True)] for i, j in self._dots]
+        if places[0].device.type == "cpu":
+            return [[x.item() for x in row] for row in found]
+        return torch.stack([torch.stack(row) for row in found]).double()
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """⟨a, b⟩; numbers of 16 bits would be summed in 16 bits."""
     return torch.dot(a, b) if a.dtype.itemsize > 2 else torch.dot(a.float(), b.float())
+
+
+@functools.lru_cache(1024)
+def blocks_of(kernel: Kernel) -> Blocks:
+    """A kernel's plan, made once."""
+    return Blocks(kernel)

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from .blocks import Workspace
 from .blueprint import Blueprint
-from .buckets import FlatBucket
 from .hyperparameters import written
 from .ladder import Ladder, Plan
+from .large import LargeBucket
 from .layout import Bucket, Place, Run, numel
 from .recipes import Recipe
 from .recording import UnrecordableError
 from .rules import Number
-from .tape import Array
+from .tape import Array, quiet
 from .whole import WholeBucket
 
 __all__ = ["Engine"]
@@ -139,7 +139,7 @@ class Engine:
                 self._state,
             )
             if own is None:
-                buckets.append(FlatBucket(*arguments, fused=fused, workspace=self._workspace))
+                buckets.append(LargeBucket(*arguments, fused=fused, workspace=self._workspace))
             else:
                 buckets.append(WholeBucket(*arguments))
         return buckets
@@ -204,7 +204,8 @@ class Engine:
         for plan, blueprint, level in zip(self.ladder.plans, self._blueprints, numbers, strict=True):
             indices = [blueprint.schema.names.index(name) for name in plan.present]
             columns.append([[group[i] for i in indices] for group in level])
-        self.ladder.write(columns)
+        with quiet():
+            self.ladder.write(columns)
 
     def _plain_values(self, numbers: Sequence[Sequence[Number]]) -> Tensor:
         """[G, A] values where nothing is learned."""
@@ -250,6 +251,12 @@ class Engine:
                 published algorithm does (it matters to the step count of an Adam above).
         """
         assert self.ladder is not None
+        with quiet():
+            self._learn(runs, first)
+        self._consumed = self._marks(runs)
+
+    def _learn(self, runs: Sequence[Run], first: bool) -> None:
+        assert self.ladder is not None
         active = self.pull(runs)
         if first and not all(self._stepped):
             for run in runs:
@@ -260,7 +267,6 @@ class Engine:
         for run in runs:
             if run.pending:
                 run.bucket.pulled(run)
-        self._consumed = self._marks(runs)
 
     def update(self, runs: Sequence[Run]) -> None:
         """Move the weights by one update with the effective hyperparameters."""
@@ -268,8 +274,9 @@ class Engine:
         tick = self._tick if self.learning else 0
         if self.ladder is not None:
             self._slope[:] = self._values[:, self._values.shape[1] - self._slope.shape[1] :]
-        for run in runs:
-            run.bucket.update(run, self._values, tick)
+        with quiet():
+            for run in runs:
+                run.bucket.update(run, self._values, tick)
         if not all(self._stepped):
             for run in runs:
                 for g in run.groups:
@@ -290,7 +297,8 @@ class Engine:
         shown = [self.ladder.store[f"L{k}/hypergradient"] for k in range(len(self.ladder.learned))]
         if not self.learning or self._marks(runs) == self._consumed:
             return shown
-        active = self.pull(runs)
+        with quiet():
+            active = self.pull(runs)
         gradient = self.ladder.gradient()
         fresh = self.ladder.reports(self.ladder.pull(gradient))
         mask = torch.tensor(active, device=gradient.device)

@@ -6,6 +6,7 @@ stored, so that a kernel serves all lengths and loses no precision on long ones.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from .kernel import Kernel, Operation, Ref
 
-__all__ = ["ROW", "Compiled"]
+__all__ = ["ROW", "Compiled", "compiled"]
 
 #: Weights in a row. What does not fill a row is done in eager mode, and so are arrays of less than two.
 ROW = 4096
@@ -36,6 +37,10 @@ def _axpy(x: Tensor, y: Tensor, s: Tensor) -> Tensor:
     return x + y * s
 
 
+def _lerp(x: Tensor, y: Tensor, s: Tensor) -> Tensor:
+    return x + (y - x) * s
+
+
 def _addcmul(x: Tensor, a: Tensor, b: Tensor, s: Tensor) -> Tensor:
     return x + a * b * s
 
@@ -48,6 +53,7 @@ FORMS: dict[str, Callable[..., Tensor]] = {
     "scale": _scale,
     "shift": _shift,
     "axpy": _axpy,
+    "lerp": _lerp,
     "addcmul": _addcmul,
     "addcdiv": _addcdiv,
     "mul": torch.mul,
@@ -70,7 +76,7 @@ class Compiled:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
-        self._function: Callable[..., Any] = torch.compile(_module(kernel), dynamic=True, fullgraph=True, options=_options())
+        self._function: Callable[..., Any] = torch.compile(_function(kernel), fullgraph=True, options=_options())
         self._proven = False
 
     def run(self, arrays: Sequence[Tensor], factors: Tensor) -> list[Tensor] | None:
@@ -81,6 +87,8 @@ class Compiled:
         """
         if self._proven:
             return self._function(*arrays, factors)
+        for x in arrays:
+            torch._dynamo.mark_dynamic(x, 0)  # the kernel is to serve all numbers of rows
         try:
             result = self._function(*arrays, factors)
         except Exception as error:  # whatever the toolchain raises, before the first of its kernels has run
@@ -101,8 +109,9 @@ def _options() -> dict[str, Any]:
     return {name: 1 << 20 for name in INLINE if name in known}
 
 
-def _module(kernel: Kernel) -> torch.fx.GraphModule:
-    """The kernel as a function of its inputs and a vector of factors."""
+def _function(kernel: Kernel) -> Callable[..., Any]:
+    """The kernel as a function of its inputs and a vector of factors: with code of its own, since the compiler keeps what
+    it has made by the code that it was made from."""
     graph = torch.fx.Graph()
     registers: dict[int, torch.fx.Node] = {i: graph.placeholder(name) for i, name in enumerate(kernel.inputs)}
     vector = graph.placeholder("factors")
@@ -124,8 +133,17 @@ def _module(kernel: Kernel) -> torch.fx.GraphModule:
     for home in sorted(kernel.homes, key=lambda home: home.register >= len(kernel.inputs)):
         graph.call_method("copy_", (registers[home.array], registers[home.register]))
     graph.output(dots)
-    return torch.fx.GraphModule(torch.nn.Module(), graph)
+    code = graph.python_code("self")
+    names = dict(code.globals)
+    exec(code.src.replace("def forward(self, ", "def forward("), names)
+    return names["forward"]
 
 
 def _element(vector: Tensor, i: int) -> Tensor:
     return vector[i]
+
+
+@functools.lru_cache(1024)
+def compiled(kernel: Kernel) -> Compiled:
+    """A kernel's compiled form, made once for all optimizers."""
+    return Compiled(kernel)

@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .recording import Call, Recorder, UnrecordableError, record, tensors_in
-from .tape import CONSTANTS, Array, Step, live, translate
+from .numbers import Function
+from .tape import live
 
-__all__ = ["EXAMPLE", "Factors", "Home", "Kernel", "Operation", "Outcome", "Ref"]
+__all__ = ["EXAMPLE", "Home", "Kernel", "Operation", "Outcome", "Ref"]
 
 EXAMPLE = 7  # length of the arrays on which functions are recorded; hyperparameters are 0-d
 ALIASES = ("alias", "detach", "expand", "clone", "lift_fresh", "lift_fresh_copy", "view", "_to_copy", "to")
@@ -37,7 +37,7 @@ class Ref(NamedTuple):
 class Operation(NamedTuple):
     """One pass over memory: a name from the tables of `blocks`, or an operator of torch."""
 
-    name: str  # scale, axpy, addcmul, addcdiv, shift, mul, div, copy; else "torch"
+    name: str  # scale, shift, axpy, lerp, addcmul, addcdiv, mul, div; else "torch"
     args: tuple[Any, ...]  # `Ref`s and constants
     target: int
     function: torch._ops.OpOverload | None = None
@@ -63,13 +63,13 @@ class Outcome:
     Attributes:
         arrays: input name -> what replaces it.
         gradient: the name of the input whose products with the tangents are wanted, None for none.
-        tangents: arrays z of which ⟨g, z⟩ and |z|² are wanted.
-        moved: the array whose square is wanted, None for none.
+        tangents: (array, number): arrays z, up to a number, of which ⟨g, z⟩ and |z|² are wanted.
+        moved: the array Δ of which |Δ|² is wanted, None for none.
     """
 
     arrays: Mapping[str, Tensor]
     gradient: str | None = None
-    tangents: Sequence[Tensor] = ()
+    tangents: Sequence[tuple[Tensor, Tensor | float]] = ()
     moved: Tensor | None = None
 
 
@@ -96,9 +96,8 @@ class Kernel:
         homes: which registers replace which inputs at the end.
         dtypes: of every register.
         dots: pairs of registers whose dot products are wanted.
-        factors: the numbers that operations and dots are scaled with.
-        gz, zz: for each tangent (place among the dots, place of its factor).
-        gg, dd: place among the dots, and for dd of its factor; None if not wanted.
+        factors: of the hyperparameters: the numbers that operations are scaled with.
+        sums: of the hyperparameters and the dot products: [⟨g, z⟩ ..., |z|² ..., |g|², |Δ|²], 0 where not wanted.
 
     Raises:
         UnrecordableError: if the function branches on a value or makes arrays whose length cannot be told.
@@ -113,21 +112,35 @@ class Kernel:
         self.inputs = tuple(arrays)
         given = {name: torch.ones((), dtype=torch.float64) for name in numbers}
         outcome, calls = record(lambda: function(dict(arrays), dict(given)))
-        wanted = [*outcome.arrays.values(), *outcome.tangents, *([] if outcome.moved is None else [outcome.moved])]
+        wanted = [
+            *outcome.arrays.values(),
+            *(z for z, _ in outcome.tangents),
+            *([] if outcome.moved is None else [outcome.moved]),
+        ]
         lowering = _Lowering(live(calls, wanted), arrays, wanted)
-        self.dots: list[tuple[int, int]] = []
         places = {name: i for i, name in enumerate(self.inputs)}
         homes = [Home(lowering.register(value), places[name]) for name, value in outcome.arrays.items()]
         self.homes = [home for home in homes if home.register != home.array]
-        terms = [lowering.direction(z) for z in outcome.tangents]
+        self.dots: list[tuple[int, int]] = []
+        terms = [(lowering.direction(z), scale) for z, scale in outcome.tangents]
         moved = None if outcome.moved is None else lowering.direction(outcome.moved)
         g = places.get(outcome.gradient or "", -1)
-        self.gz = [(self._dot(g, r), f) for r, f in terms]
-        self.zz = [(self._dot(r, r), f) for r, f in terms]
-        self.gg = None if g < 0 else self._dot(g, g)
-        self.dd = None if moved is None else (self._dot(moved[0], moved[0]), moved[1])
+        # factors are moved out of the dot products
+        gz = [(self._dot(g, register), factor, scale) for (register, factor), scale in terms]
+        zz = [(self._dot(register, register), factor, scale) for (register, factor), scale in terms]
+        gg = None if g < 0 else self._dot(g, g)
+        dd = None if moved is None else self._dot(moved[0], moved[0])
+        dots = {f"dot {i}": torch.ones((), dtype=torch.float64) for i in range(len(self.dots))}
+        products = list(dots.values())
+        none = torch.zeros((), dtype=torch.float64)
+        with Recorder() as recorder:
+            sums = [products[i] * (factor * scale) for i, factor, scale in gz]
+            sums += [products[i] * (factor * scale) ** 2 for i, factor, scale in zz]
+            sums += [none if gg is None else products[gg]]
+            sums += [none if dd is None or moved is None else products[dd] * moved[1] ** 2]
         self.operations, self.dtypes = lowering.operations, lowering.dtypes
-        self.factors = Factors(lowering.scalars, given, lowering.factors)
+        self.factors = Function(lowering.scalars, given, lowering.factors)
+        self.sums = Function([*lowering.scalars, *recorder.calls], given | dots, sums)
 
     def _dot(self, a: int, b: int) -> int:
         pair = (min(a, b), max(a, b))
@@ -147,6 +160,7 @@ class _Lowering:
         self._terms: dict[int, _Term] = {id(x): _Term(1.0, "array", i) for i, x in enumerate(arrays.values())}
         self._same: dict[int, Tensor] = {}  # a view of the whole -> what it views
         self._known: dict[Any, int] = {}  # what has been computed -> its register
+        self._complements: dict[int, int] = {}  # 1 - s -> s
         self._keep = (calls, arrays)  # identities of tensors are keys: none may die
         self._length = {x.numel() for x in arrays.values()}.pop()
         for call in calls:
@@ -187,7 +201,9 @@ class _Lowering:
         if not any(self._is_array(x) for x in tensors):
             if self._is_array(call.result):  # made out of nothing: its length is not known when it runs
                 raise UnrecordableError
-            self.scalars.append(call._replace(args=tuple(self._source(x) if isinstance(x, Tensor) else x for x in call.args)))
+            self.scalars.append(call._replace(args=tuple(args)))
+            if call.name == "rsub" and args[1:] == [1]:
+                self._complements[id(call.result)] = id(args[0])
             return
         with Recorder() as recorder:  # arithmetic on factors joins that of the hyperparameters
             term = self._simplified(call, args) if not call.kwargs or set(call.kwargs) == {"alpha"} else None
@@ -247,6 +263,9 @@ class _Lowering:
             x, y = y, x
         elif x.kind == y.kind == "array" and not _is_one(x.factor) and _is_one(y.factor):
             x, y = y, x
+        if x.kind == y.kind == "array" and self._complements.get(id(y.factor), 0) == id(x.factor):
+            operands = (_array(x.a), _array(y.a), self._factor(y.factor))
+            return _Term(1.0, "array", self._emit("lerp", operands, self.dtypes[x.a]))
         register = self._materialize(x)
         if y.kind == "array":
             name, operands = "axpy", (_array(register), _array(y.a))
@@ -270,14 +289,14 @@ class _Lowering:
         """The register that holds a result."""
         return self._materialize(self._terms[id(self._source(value))])
 
-    def direction(self, value: Tensor) -> tuple[int, int]:
-        """The register that holds a result up to a factor, and the place of that factor."""
+    def direction(self, value: Tensor) -> tuple[int, Tensor]:
+        """The register that holds a result up to a factor, and that factor."""
         source = self._source(value)
         if not self._is_array(source):
             raise UnrecordableError
         term = self._terms[id(source)]
-        factor = torch.as_tensor(term.factor, dtype=torch.float64)
-        return self._base(term), self._factor(factor).place
+        factor = term.factor
+        return self._base(term), factor if isinstance(factor, Tensor) else torch.tensor(factor, dtype=torch.float64)
 
     def _emit(
         self,
@@ -337,57 +356,3 @@ def _times(a: Any, b: Any) -> Any:
 
 def _over(a: Any, b: Any) -> Any:
     return a if _is_one(b) else a / b
-
-
-class Factors:
-    """The numbers that a kernel needs, as a function of the hyperparameters.
-
-    Args:
-        calls: arithmetic on 0-d tensors.
-        inputs: hyperparameters by name.
-        outputs: the results.
-    """
-
-    def __init__(self, calls: Sequence[Call], inputs: Mapping[str, Tensor], outputs: Sequence[Tensor]) -> None:
-        self.inputs, self.outputs = dict(inputs), list(outputs)
-        self._calls = live(calls, outputs)
-
-    def replay(self, columns: int) -> tuple[np.ndarray, np.ndarray, Callable[[], None]]:
-        """On the CPU: (inputs [number of hyperparameters, columns], results [factors, columns], what computes the results)."""
-        given = np.ones((len(self.inputs), columns))
-        results = np.empty((len(self.outputs), columns))
-        memory: dict[int, Any] = {id(x): row for x, row in zip(self.inputs.values(), given, strict=True)}
-        steps: list[Step] = []
-
-        def array(x: Tensor) -> Any:
-            return memory[id(x)] if id(x) in memory else _constant(x).numpy()
-
-        for call in self._calls:
-            if call.name not in CONSTANTS or call.tensors:
-                shape = np.broadcast_shapes(*(array(x).shape for x in call.tensors))
-                memory[id(call.result)] = np.ones(shape, call.result.numpy().dtype)
-                steps += translate(call, array, memory[id(call.result)])
-        steps += [(np.copyto, (row, array(x))) for row, x in zip(results, self.outputs, strict=True)]
-
-        def run() -> None:
-            with np.errstate(all="ignore"):
-                for function, arguments in steps:
-                    function(*arguments)
-
-        return given, results, run
-
-    def evaluate(self, hyper: Array) -> Tensor:
-        """On any device: [number of hyperparameters, columns] -> [factors, columns]."""
-        memory: dict[int, Tensor] = {id(x): row for x, row in zip(self.inputs.values(), hyper.unbind(0), strict=True)}
-        for call in self._calls:
-            if call.name not in CONSTANTS or call.tensors:
-                args = [memory.get(id(x), x) if isinstance(x, Tensor) else x for x in call.args]
-                memory[id(call.result)] = call.function(*args, **call.kwargs)
-        if not self.outputs:
-            return hyper[:0]
-        return torch.stack([memory.get(id(x), _constant(x)).to(hyper).expand(hyper.shape[1]) for x in self.outputs])
-
-
-def _constant(x: Tensor) -> Tensor:
-    """A recorded number; forward mode makes zeros that have no memory."""
-    return torch.zeros_like(x, memory_format=torch.contiguous_format) if x._is_zerotensor() else x

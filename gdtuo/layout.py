@@ -120,6 +120,7 @@ class Bucket(ABC):
         for name in (*self.recipe.traces, *self.recipe.remembered):
             self.arrays[name] = self._empty() if like is None or like.shape != self._shape else torch.zeros_like(like)
         self.steps = torch.zeros(len(self.params), dtype=torch.float32)
+        self._counts = self.steps.numpy()  # the same memory
         for i in range(len(self.params)):
             self._adopt(i)
 
@@ -185,7 +186,7 @@ class Bucket(ABC):
 
     def _updated(self, run: Run, tick: int) -> None:
         """Note that a run has been updated, to be pulled back if `tick` is not 0."""
-        self.steps[run.first : run.last] += 1
+        self._counts[run.first : run.last] += 1
         run.step += 1
         self._set_pending(run, tick)
         if self._runs is not None and len(self._runs) > 1:

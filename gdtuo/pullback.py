@@ -85,7 +85,7 @@ def hypergradient(kind: str, sums: Sums, eps: Tensor) -> Tensor:
         return sums.gz
     norm = sums.gg.sqrt() * sums.zz.sqrt()
     silent = (norm == 0) | (sums.zz <= eps * sums.dd)
-    return torch.where(silent, 0.0, sums.gz / torch.where(silent, 1.0, norm))
+    return torch.where(silent, 0.0, sums.gz / norm)
 
 
 def elementwise_hypergradient(kind: str, products: Tensor, sums: Sums, count: Tensor, eps: Tensor) -> Tensor:
@@ -97,4 +97,4 @@ def elementwise_hypergradient(kind: str, products: Tensor, sums: Sums, count: Te
         return products
     norm = sums.gg.sqrt() * sums.zz.sqrt() / count
     silent = (norm == 0) | (sums.zz <= eps * sums.dd)
-    return torch.where(silent, 0.0, products / torch.where(silent, 1.0, norm)).clamp(-1.0, 1.0)
+    return torch.where(silent, 0.0, products / norm).clamp(-1.0, 1.0)

@@ -109,23 +109,26 @@ class Recipe:
 
     def _pull(self, arrays: dict[str, Tensor], numbers: dict[str, Tensor]) -> Outcome:
         if self.traced:
-            return Outcome({}, "gradient", [arrays[name] for name in self.traces])
+            return Outcome({}, "gradient", [(arrays[name], 1.0) for name in self.traces])
         none = torch.empty(0)
         state, hyper = {name: arrays[name] for name in self.state}, self._hyper(arrays, numbers)
         weights, gradient = arrays.get("last_weights", none), arrays.get("last_gradient", none)
         delta, tangents = self.rule.replay(self.own, weights, gradient, state, hyper, numbers["step"])
-        return Outcome({}, "gradient", tangents, delta if self.noisy else None)
+        slopes = [numbers[f"slope {name}"] for name in self.own]
+        return Outcome({}, "gradient", list(zip(tangents, slopes, strict=True)), delta if self.noisy else None)
 
 
 @functools.lru_cache(1024)
 def _kernel(recipe: Recipe, kind: str) -> Kernel:
+    slopes = [f"slope {name}" for name in recipe.own]
     if kind == "pull":  # sums of 16-bit numbers are formed in 32 bits
         dtype = torch.promote_types(recipe.dtype, torch.float32)
         names = recipe.traces if recipe.traced else (*recipe.state, *recipe.remembered)
-        return Kernel(recipe._pull, recipe._examples(("gradient", *names), dtype), (*recipe.numbers, "step"))
+        numbers = () if recipe.traced else (*recipe.numbers, *slopes)
+        return Kernel(recipe._pull, recipe._examples(("gradient", *names), dtype), (*numbers, "step"))
     main = recipe._examples(("weights", "gradient"), recipe.dtype)
     if kind == "learn":
-        slopes = [f"slope {name}" for name in recipe.own] if recipe.traced and not recipe.spread else []
-        return Kernel(recipe._learn, main | recipe.arrays, (*recipe.numbers, *slopes, "step"))
+        numbers = (*recipe.numbers, *(slopes if recipe.traced and not recipe.spread else ()))
+        return Kernel(recipe._learn, main | recipe.arrays, (*numbers, "step"))
     needed = [*recipe.state, *(recipe.own if recipe.spread else ())]
     return Kernel(recipe._update, main | {name: recipe.arrays[name] for name in needed}, (*recipe.numbers, "step"))

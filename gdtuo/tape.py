@@ -17,11 +17,14 @@ from torch import Tensor
 
 from .recording import Call, record, tensors_in
 
-__all__ = ["Array", "Tape", "live", "replay", "translate"]
+__all__ = ["Array", "Tape", "live", "quiet", "replay", "translate"]
 
 T = TypeVar("T")
 Array: TypeAlias = Any  # np.ndarray on the CPU, torch.Tensor elsewhere: indexing and operators are the same
 Step: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...]]
+
+#: Inside it NumPy goes on with inf and NaN without a word, as torch does. Entered once a step: it costs as much as an operation.
+quiet = functools.partial(np.errstate, all="ignore")
 
 UNARY = {
     "neg": np.negative,
@@ -65,7 +68,9 @@ def translate(call: Call, array: Callable[[Tensor], np.ndarray], out: np.ndarray
 
     An operator that is not in the tables above runs in torch, on the same memory.
     """
-    arguments = [array(x) if isinstance(x, Tensor) else x for x in call.args]
+    like = next((x.dtype for x in call.tensors), None)
+    # a number would be made an array at each replay, and take twice the time
+    arguments = [array(x) if isinstance(x, Tensor) else _as_array(x, like) for x in call.args]
     name = call.name.removesuffix("_") if call.name not in COPIES else call.name
     boolean = out.dtype == np.bool_
     plain = not call.kwargs or (set(call.kwargs) == {"alpha"} and call.kwargs["alpha"] == 1)
@@ -74,8 +79,9 @@ def translate(call: Call, array: Callable[[Tensor], np.ndarray], out: np.ndarray
     if plain and name in UNARY and len(arguments) == 1:
         return [(UNARY[name], (arguments[0], out))]
     if plain and name in BINARY and len(arguments) == 2:
-        # by keyword, since NumPy deprecates a third position in maximum and minimum
-        return [(functools.partial(BINARY[name], out=out), tuple(arguments))]
+        if BINARY[name] in (np.maximum, np.minimum):  # their third position is deprecated
+            return [(functools.partial(BINARY[name], out=out), tuple(arguments))]
+        return [(BINARY[name], (*arguments, out))]
     if plain and name == "rsub" and len(arguments) == 2:
         return [(np.subtract, (arguments[1], arguments[0], out))]
     if call.name in COPIES:
@@ -87,6 +93,12 @@ def translate(call: Call, array: Callable[[Tensor], np.ndarray], out: np.ndarray
         keep = len(call.args) > 2 and bool(call.args[2])
         return [(np.add.reduce, (arguments[0], tuple(call.args[1]), None, out, keep))]
     return [_in_torch(call, array, out)]
+
+
+def _as_array(x: Any, dtype: torch.dtype | None) -> Any:
+    if isinstance(x, (int, float)) and not isinstance(x, bool) and dtype is not None and dtype.is_floating_point:
+        return torch.tensor(x, dtype=dtype).numpy()
+    return x
 
 
 def _in_torch(call: Call, array: Callable[[Tensor], np.ndarray], out: np.ndarray) -> Step:
@@ -120,6 +132,13 @@ def live(calls: Sequence[Call], results: Iterable[Tensor]) -> list[Call]:
     return kept[::-1]
 
 
+def _identified(value: Any) -> Any:
+    """Arguments with tensors by identity."""
+    if isinstance(value, Tensor):
+        return ("tensor", id(value))
+    return [_identified(x) for x in value] if isinstance(value, (list, tuple)) else value
+
+
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
@@ -147,12 +166,38 @@ class Tape(Generic[T]):
         for x, value in zip(state, before, strict=True):
             x.copy_(value)
         changed = {_storage(call.tensors[0]) for call in calls if call.name.endswith("_")}
-        self._kept = [call.result for call in calls]  # its memory is what the steps work on
+        self._kept: list[Any] = []  # results: their memory is what the steps work on
         self._steps: list[Step] = []
+        self._known: dict[Any, Any] = {}  # a computation -> its result
+        self._same: dict[int, Tensor] = {}  # a result that is not computed again -> the one that is used for it
         for call in calls:
-            constant = call.name in CONSTANTS and not _storages(call.result) & changed
-            if not constant and not _is_view(call):
-                self._steps += self._translated(call)
+            self._add(call, changed)
+        self.result = self._replaced(self.result)
+
+    def _add(self, call: Call, changed: set[int]) -> None:
+        view, args = _is_view(call), self._replaced(call.args)
+        if not any(_storage(t) in changed for t in tensors_in((args, call.result))):
+            # nothing that it reads or makes is ever written to: the same call has the same result
+            key = (call.function, repr(_identified(args)), repr(sorted(call.kwargs.items())))
+            if key in self._known:
+                self._same |= zip(map(id, tensors_in((call.result,))), tensors_in((self._known[key],)), strict=True)
+                return
+            if view:  # perhaps of another array than it was recorded on
+                result = call.function(*args, **call.kwargs)
+                self._same |= zip(map(id, tensors_in((call.result,))), tensors_in((result,)), strict=True)
+                self._kept.append(call)
+                call = call._replace(result=result)
+            self._known[key] = call.result
+        call = call._replace(args=args)
+        self._kept.append(call)
+        constant = call.name in CONSTANTS and not _storages(call.result) & changed
+        if not constant and not view:
+            self._steps += self._translated(call)
+
+    def _replaced(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self._same.get(id(value), value)
+        return type(value)(self._replaced(x) for x in value) if isinstance(value, (list, tuple)) else value
 
     @staticmethod
     def _translated(call: Call) -> list[Step]:
@@ -166,9 +211,8 @@ class Tape(Generic[T]):
         return translate(call, array, array(call.result))
 
     def __call__(self) -> T:
-        with np.errstate(all="ignore"):
-            for function, arguments in self._steps:
-                function(*arguments)
+        for function, arguments in self._steps:
+            function(*arguments)
         return self.result
 
 

@@ -1,0 +1,298 @@
+"""`LargeBucket`: parameters of an elementwise rule that are updated and pulled back in blocks, or compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .blocks import BLOCK, Blocks, Workspace, blocks_of
+from .fused import ROW, Compiled, compiled
+from .kernel import Kernel
+from .layout import Run, numel, unflatten
+from .segments import SegmentedBucket, Segments, here, like
+from .tape import Array
+
+__all__ = ["LargeBucket"]
+
+#: Parameters of at least so many weights are worked on where they stand; smaller ones are gathered first.
+DIRECT = 16384
+
+
+@dataclass
+class Piece:
+    """Parameters of a run that are worked on together: one large one where it stands, or small ones gathered."""
+
+    first: int
+    last: int
+    start: int  # their place in the flat arrays
+    stop: int
+    segments: slice
+    lengths: list[int]  # of its part in each segment
+    direct: bool
+    flat: dict[str, Tensor] = field(default_factory=dict)  # what small ones are gathered into
+    shaped: dict[str, list[Tensor]] = field(default_factory=dict)  # its views in the parameters' shapes
+    prepared: dict[Kernel, Prepared] = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        """How many weights it has."""
+        return self.stop - self.start
+
+
+class Prepared(NamedTuple):
+    """A kernel over a piece, with all that stays from step to step."""
+
+    blocks: Blocks
+    gathered: list[str]  # input arrays that are gathered at each step
+    moving: list[tuple[int, str]]  # input arrays that are other memory at each step
+    rows: list[Tensor | None]  # the input arrays as far as a compiled kernel takes them, [rows, ROW]
+    compiled: int  # how many weights that are
+    cuts: list[tuple[int, int]]  # the blocks
+    places: list[list[Any]]  # each block's arrays and temporaries
+
+
+class LargeBucket(SegmentedBucket):
+    """Parameters of an elementwise rule, worked on piece by piece.
+
+    Args:
+        fused: whether kernels are compiled where arrays are long enough.
+        workspace: temporary memory that buckets share.
+        The others are those of `Bucket`.
+    """
+
+    KINDS = (("update", "learn", "pull"), ("update",))
+
+    def __init__(self, *args: Any, fused: bool, workspace: Workspace, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._fused, self._workspace = fused, workspace
+        self._pieces: dict[int, tuple[Segments, list[Piece]]] = {}
+        spread = [f"{prefix}{name}" for name in self.recipe.own for prefix in ("", "slope ")] if self.recipe.spread else []
+        self._spread = dict(zip(spread, self._columns_of(spread), strict=True))  # what is an array, one number a weight
+
+    # ---------------------------------------------------------------- how a run is cut
+
+    def _pieces_of(self, run: Run, segments: Segments) -> list[Piece]:
+        if id(segments) not in self._pieces:
+            if len(self._pieces) >= 64:
+                self._pieces.clear()
+            self._pieces[id(segments)] = segments, list(self._cut_pieces(run, segments.of))
+        return self._pieces[id(segments)][1]
+
+    def _cut_pieces(self, run: Run, segment: Sequence[int]) -> Iterable[Piece]:
+        first = run.first
+        while first < run.last:
+            last = first + 1
+            while not self._alone(first) and last < run.last and not self._alone(last) and self._joins(first, last, run, segment):
+                last += 1
+            inside = segment[first - run.first : last - run.first]
+            sizes = [numel(p) for p in self.params[first:last]]
+            lengths = [sum(n for n, s in zip(sizes, inside, strict=True) if s == t) for t in range(inside[0], inside[-1] + 1)]
+            segments = slice(inside[0], inside[-1] + 1)
+            yield Piece(first, last, self.offsets[first], self.offsets[last], segments, lengths, self._alone(first))
+            first = last
+
+    def _alone(self, i: int) -> bool:
+        p = self.params[i]
+        return p.numel() >= DIRECT and p.is_contiguous() and not p.is_complex()
+
+    def _joins(self, first: int, last: int, run: Run, segment: Sequence[int]) -> bool:
+        """Whether a parameter joins a piece: while it fits a block, and segments of a size are not mixed."""
+        size = self.offsets[last] - self.offsets[first]
+        mixes = segment[last - run.first] != segment[first - run.first]
+        return self.offsets[last + 1] - self.offsets[first] <= BLOCK and not (mixes and size >= DIRECT)
+
+    # ---------------------------------------------------------------- arrays
+
+    def _prepare(self, kernel: Kernel, piece: Piece, whole: bool) -> Prepared:
+        """`whole`: whether one row of hyperparameters governs the piece, as a compiled kernel wants it."""
+        blocks, length = blocks_of(kernel), piece.length
+        arrays: list[Tensor | None] = []
+        for name in kernel.inputs:
+            if name in ("weights", "gradient"):
+                arrays.append(None if piece.direct or length > BLOCK else self._gathered(name, piece))
+            else:
+                arrays.append(None if name in self._spread else self.arrays[name][piece.start : piece.stop])
+        # on the CPU half a block costs less in eager mode than the call of a compiled kernel
+        enough = BLOCK // 2 if self.device.type == "cpu" else 2 * ROW
+        filled = length // ROW * ROW if self._fused and whole and length >= enough else 0
+        rows = [x if x is None else x[:filled].view(-1, ROW) for x in arrays]
+        cuts = [(start, min(start + BLOCK, length)) for start in range(filled if Compiled.usable else 0, length, BLOCK)]
+        places = []
+        for start, stop in cuts:
+            block = [x if x is None else x[start:stop] for x in arrays]
+            block = [x if x is None or x.dtype == dtype else None for x, dtype in zip(block, kernel.dtypes, strict=False)]
+            places.append([*block, *blocks.memory(stop - start, self.device, self._workspace)])
+        moving = [
+            (i, name)
+            for i, (name, x, dtype) in enumerate(zip(kernel.inputs, arrays, kernel.dtypes, strict=False))
+            if x is None or x.dtype != dtype
+        ]
+        steady = {name for name, x in zip(kernel.inputs, arrays, strict=True) if x is not None}
+        gathered = [name for name in ("weights", "gradient") if name in steady]
+        return Prepared(blocks, gathered, moving, rows, filled if Compiled.usable else 0, cuts, places)
+
+    def _gathered(self, name: str, piece: Piece) -> Tensor:
+        """The memory that small parameters, or one whose memory is not contiguous, are gathered into."""
+        if name not in piece.flat:
+            params, length, dtype = self.params[piece.first : piece.last], piece.length, self.recipe.dtype
+            if length > BLOCK:  # not kept
+                flat = torch.empty(length, dtype=dtype, device=self.device)
+            else:
+                flat = self._workspace.get(name, length, dtype, self.device)
+            parts = flat.split([numel(p) for p in params])
+            piece.flat[name] = flat
+            piece.shaped[name] = [unflatten(part, p) for part, p in zip(parts, params, strict=True)]
+        return piece.flat[name]
+
+    def _current(self, name: str, piece: Piece) -> Tensor | None:
+        """Weights, gradient or an array of the bucket as it is now, flat; None for hyperparameters."""
+        if name in self._spread:
+            return None
+        if name not in ("weights", "gradient"):
+            return self.arrays[name][piece.start : piece.stop]
+        if self._stands(piece):
+            p = self.params[piece.first]
+            tensor = p if name == "weights" else p.grad
+            assert tensor is not None
+            return tensor.detach().reshape(-1)
+        return piece.flat[name] if piece.length <= BLOCK and not piece.direct else self._gather(name, piece)
+
+    def _stands(self, piece: Piece) -> bool:
+        """Whether a piece is worked on where it stands; its owner may have changed its memory format."""
+        return piece.direct and self.params[piece.first].is_contiguous()
+
+    def _gather(self, name: str, piece: Piece) -> Tensor:
+        flat, params = self._gathered(name, piece), self.params[piece.first : piece.last]
+        sources = params if name == "weights" else [p.grad for p in params if p.grad is not None]
+        torch._foreach_copy_(piece.shaped[name], sources)
+        return flat
+
+    def _scatter(self, piece: Piece) -> None:
+        """Put gathered weights back."""
+        torch._foreach_copy_(self.params[piece.first : piece.last], piece.shaped["weights"])
+        if piece.length > BLOCK:
+            piece.flat.clear()
+            piece.shaped.clear()
+
+    # ---------------------------------------------------------------- running a kernel
+
+    def _run(self, kernel: Kernel, piece: Piece, factors: Any, lengths: Sequence[int], values: Array | None = None) -> Any:
+        """Run a kernel over a piece.
+
+        Returns:
+            its dot products over stretches of the given lengths: [dots][stretches], on a device as a tensor.
+        """
+        prepared = piece.prepared.get(kernel)
+        if prepared is None:
+            whole = len(lengths) == len(piece.lengths) == 1 and values is None
+            prepared = piece.prepared[kernel] = self._prepare(kernel, piece, whole)
+        for name in prepared.gathered:
+            self._gather(name, piece)
+        numbers, tensors = self._scalars(kernel, factors, piece.segments, piece.lengths)
+        moving = [(i, self._current(name, piece), self._spread.get(name)) for i, name in prepared.moving]
+        sums: Any = None
+        if prepared.compiled:
+            sums = self._run_compiled(kernel, prepared, moving, tensors)
+            if sums is None:  # there is no compiler
+                prepared = piece.prepared[kernel] = self._prepare(kernel, piece, False)
+        for (start, stop), places in zip(prepared.cuts, prepared.places, strict=True):
+            for i, array, column in moving:
+                if array is None:
+                    assert values is not None
+                    row = self.places[piece.first].row
+                    part = torch.as_tensor(values[row + start : row + stop, column])
+                else:
+                    part = array if stop - start == piece.length else array[start:stop]
+                places[i] = part if part.dtype == kernel.dtypes[i] else part.to(kernel.dtypes[i])
+            prepared.blocks.run(places, numbers, tensors)
+            if kernel.dots:
+                found = prepared.blocks.dots(places, lengths)
+                sums = found if sums is None else _added(sums, found)
+            for i, _, _ in moving:
+                places[i] = None  # a gradient that the user drops is to be freed
+        return sums
+
+    def _run_compiled(
+        self, kernel: Kernel, prepared: Prepared, moving: Sequence[tuple[int, Tensor | None, Any]], factors: Sequence[Tensor]
+    ) -> Any:
+        """Run the compiled kernel over the rows of a piece; None if nothing was done."""
+        rows = list(prepared.rows)
+        for i, array, _ in moving:
+            assert array is not None
+            rows[i] = array[: prepared.compiled].view(-1, ROW)
+        vector = torch.stack(list(factors)) if factors else torch.empty(0, device=self.device)
+        result = compiled(kernel).run(rows, vector)
+        if result is None:
+            return None
+        if not kernel.dots:
+            return []
+        sums = torch.stack(result).sum(1, keepdim=True, dtype=torch.float64)
+        return sums.tolist() if self.device.type == "cpu" else sums
+
+    # ---------------------------------------------------------------- pull-back and update
+
+    def pull(self, run: Run, table: Array, products: Tensor | None) -> None:
+        assert self.last is not None
+        segments, kernel, recipe = self._segments_of(run), self._kernels["pull"], self.recipe
+        given = self._given(kernel, segments, here(self.last[segments.leads], self.device), run.step)
+        factors = self._evaluate(kernel.factors, segments, given)
+        dots: Any = [0.0] * len(kernel.dots)
+        if not isinstance(given, list):
+            shape = (len(kernel.dots), len(segments.starts))
+            dots = np.zeros(shape) if isinstance(given, np.ndarray) else given.new_zeros(shape)
+        for piece in self._pieces_of(run, segments):
+            part = self._run(kernel, piece, factors, piece.lengths)
+            if isinstance(given, list):
+                dots = [x + some[0] for x, some in zip(dots, part, strict=True)]
+            else:
+                dots[:, piece.segments] += part
+            if products is not None:
+                row, gradient = self.places[piece.first].row, self._current("gradient", piece)
+                for name in recipe.own:
+                    product = gradient * self.arrays[f"trace_{name}"][piece.start : piece.stop]
+                    products[row : row + piece.length, self.learned.index(name)] = product.to(products)
+        moved = self._moved(segments) if recipe.traced and recipe.noisy else None
+        self._add(table, kernel, segments, given, dots, moved)
+
+    def _moved(self, segments: Segments) -> Array:
+        """[T] |Δ|² of the last update, where it is kept for each parameter."""
+        assert self.last is not None
+        numbers = here(self.last[segments.indices], self.device)[:, -1]
+        if isinstance(numbers, np.ndarray):
+            return np.add.reduceat(numbers, segments.starts)
+        index = torch.tensor(segments.of, device=self.device)
+        return numbers.new_zeros(len(segments.starts)).index_add_(0, index, numbers)
+
+    def update(self, run: Run, values: Array, tick: int) -> None:
+        segments, recipe = self._segments_of(run), self.recipe
+        learn = bool(tick and recipe.own and self.last is not None)
+        kernel = self._kernels["learn" if learn else "update"]
+        values = here(values, self.device)
+        rows = values[segments.values]
+        factors = self._evaluate(kernel.factors, segments, self._given(kernel, segments, rows, run.step + 1))
+        moved: list[Any] = []
+        for piece in self._pieces_of(run, segments):
+            lengths = [numel(p) for p in self.params[piece.first : piece.last]] if kernel.dots else [piece.length]
+            part = self._run(kernel, piece, factors, lengths, values if self._spread else None)
+            if kernel.dots:
+                moved.append(part[0])
+            if not self._stands(piece):
+                self._scatter(piece)
+        if learn:
+            self._remember(segments, rows)
+            if moved and self.last is not None:
+                squares = np.concatenate(moved) if isinstance(values, np.ndarray) else torch.cat(moved)
+                self.last[segments.indices, -1] = like(squares, self.last)
+        self._updated(run, tick)
+
+
+def _added(a: Any, b: Any) -> Any:
+    """The sum of dot products, [dots][stretches]."""
+    if isinstance(a, Tensor):
+        return a + b
+    return [[x + y for x, y in zip(some, others, strict=True)] for some, others in zip(a, b, strict=True)]

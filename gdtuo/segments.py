@@ -1,0 +1,217 @@
+"""`SegmentedBucket`: parameters of an elementwise rule in flat arrays, and the numbers that govern them.
+
+One row of hyperparameters governs a *segment*: neighbouring parameters of a group, or one parameter if it has rows of its
+own. Numbers of all segments are worked on together; where there is one and it is on the CPU, as plain numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .kernel import Kernel
+from .layout import Bucket, Run, numel, unflatten
+from .numbers import Function
+from .tape import Array
+
+__all__ = ["SegmentedBucket", "Segments", "here", "like"]
+
+
+@dataclass
+class Segments:
+    """The T segments of a run; all but the last three are indices into an `Array`."""
+
+    rows: Any  # [T] rows of the table that each adds to
+    leads: Any  # [T] each one's first parameter among all parameters
+    values: Any  # [T] each one's row of hyperparameters
+    indices: Any  # [parameters] among all parameters
+    segment: Any  # [parameters] the segment that each belongs to
+    starts: list[int]  # [T] each one's first parameter in the run
+    of: list[int]  # [parameters] the segment that each belongs to
+    evaluators: dict[Function, Any] = field(default_factory=dict)
+
+    @property
+    def single(self) -> bool:
+        """Whether one row of hyperparameters governs all of the run."""
+        return len(self.starts) == 1
+
+
+class SegmentedBucket(Bucket):
+    """Abstract: says what a run's segments are and which numbers its kernels take; a subclass says how kernels run."""
+
+    #: Kinds of kernels that a subclass runs, where something is learned and where nothing is.
+    KINDS: tuple[tuple[str, ...], tuple[str, ...]]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._segments: dict[tuple[int, int], Segments] = {}
+        kinds = self.KINDS[0] if self.recipe.own else self.KINDS[1]
+        self._kernels = {kind: self.recipe.kernel(kind) for kind in kinds}
+        kernels = self._kernels.values()
+        self._columns = {id(kernel): self._columns_of(kernel.factors.inputs) for kernel in kernels}
+        count, own = len(self.learned), [self.learned.index(name) for name in self.recipe.own]
+        #: where ⟨g, z⟩, |z|², |g|² and |Δ|² stand in a row of the table
+        self._targets = [*own, *(count + i for i in own), 2 * count, 2 * count + 1]
+        self._target_index = self._index(self._targets)
+        # factors as the operations take them, in the precision of their arithmetic: an array, and its elements
+        dtype = torch.promote_types(self.recipe.dtype, torch.float32)
+        self._vectors = {id(kernel): torch.ones(len(kernel.factors.outputs), dtype=dtype) for kernel in kernels}
+        self._memory = {key: vector.numpy() for key, vector in self._vectors.items()}
+        self._elements = {key: list(vector.unbind(0)) for key, vector in self._vectors.items()}
+
+    def _columns_of(self, numbers: Iterable[str]) -> list[int]:
+        """Where the numbers of a kernel, but for the count of updates, stand in a row of values and slopes."""
+        slopes = {f"slope {name}": len(self.names) + i for i, name in enumerate(self.learned)}
+        return [slopes[name] if name in slopes else self.names.index(name) for name in numbers if name != "step"]
+
+    def _index(self, places: Sequence[int]) -> Any:
+        """Places for indexing an `Array`: a slice where they follow each other, which costs least."""
+        if places and list(places) == list(range(places[0], places[0] + len(places))):
+            return slice(places[0], places[0] + len(places))
+        index = torch.tensor(places, dtype=torch.int64, device=self.device)
+        return index.numpy() if self.device.type == "cpu" else index
+
+    def _initial(self) -> dict[str, Tensor]:
+        weights = torch.cat([_flattened(p) for p in self.params])
+        state = self.recipe.rule.init(weights, self.recipe.present)
+        for name, array in state.items():
+            if array.shape != weights.shape:
+                raise ValueError(
+                    f"{type(self.recipe.rule).__name__}.init returned {name!r} of shape {tuple(array.shape)} for weights of shape "
+                    f"{tuple(weights.shape)}: the state of an elementwise rule has the weights' shape. Use "
+                    "torch.zeros_like(weights), or declare elementwise = False."
+                )
+        return state
+
+    def _views(self, i: int) -> dict[str, Tensor]:
+        span = slice(self.offsets[i], self.offsets[i + 1])
+        return {name: unflatten(array[span], self.params[i]) for name, array in self.arrays.items()}
+
+    # ---------------------------------------------------------------- segments
+
+    def _segments_of(self, run: Run) -> Segments:
+        segments = self._segments.get((run.first, run.last))
+        if segments is None:
+            if len(self._segments) >= 64:  # gradients come and go in ever new patterns
+                self._segments.clear()
+            segments = self._segments[run.first, run.last] = self._cut_segments(run)
+        return segments
+
+    def _cut_segments(self, run: Run) -> Segments:
+        places = self.places[run.first : run.last]
+        rows = [place.group if self.per == "element" else place.row for place in places]
+        starts = [i for i, row in enumerate(rows) if i == 0 or row != rows[i - 1]]
+        firsts = set(starts)
+        of, t = [], -1
+        for i in range(len(rows)):
+            t += i in firsts
+            of.append(t)
+        return Segments(
+            self._index([rows[i] for i in starts]),
+            self._index([places[i].index for i in starts]),
+            self._index([places[i].row for i in starts]),
+            self._index([place.index for place in places]),
+            self._index(of) if len(starts) > 1 else slice(None),
+            starts,
+            of,
+        )
+
+    # ---------------------------------------------------------------- numbers
+
+    def _given(self, kernel: Kernel, segments: Segments, rows: Array, step: int) -> Any:
+        """The hyperparameters that a kernel takes, from [T, A + H] values and slopes: numbers, or [inputs, T]."""
+        columns = self._columns[id(kernel)]
+        if not isinstance(rows, np.ndarray):
+            counts = torch.full((1, len(rows)), float(step), dtype=rows.dtype, device=rows.device)
+            return torch.cat((*(rows[:, i].unsqueeze(0) for i in columns), counts))
+        if segments.single:
+            row = rows[0].tolist()
+            return [*[row[i] for i in columns], float(step)]
+        given = np.full((len(columns) + 1, len(rows)), float(step))
+        given[:-1] = rows[:, columns].T
+        return given
+
+    @staticmethod
+    def _evaluate(function: Function, segments: Segments, given: Any) -> Any:
+        """A function of numbers: a list if the run has one segment and is on the CPU, else [outputs, T]."""
+        if isinstance(given, Tensor):
+            return function(given)
+        if function not in segments.evaluators:
+            segments.evaluators[function] = function.evaluator(len(segments.starts))
+        return segments.evaluators[function](given)
+
+    def _scalars(
+        self, kernel: Kernel, factors: Any, part: slice, lengths: Sequence[int]
+    ) -> tuple[Sequence[Any], Sequence[Tensor]]:
+        """The factors of some segments as numbers and as tensors.
+
+        On a device both are tensors, and where parameters differ both are arrays: `lengths` are those of the segments.
+        """
+        key = id(kernel)
+        if isinstance(factors, list) or (len(lengths) == 1 and isinstance(factors, np.ndarray)):
+            memory = self._memory[key]
+            memory[:] = factors if isinstance(factors, list) else factors[:, part.start]
+            return memory.tolist(), self._elements[key]
+        chosen = torch.as_tensor(factors[:, part]).to(self._vectors[key].dtype)
+        if len(lengths) > 1:
+            counts = torch.tensor(lengths, device=self.device)
+            chosen = chosen.repeat_interleave(counts, dim=1, output_size=sum(lengths))
+        else:
+            chosen = chosen[:, 0]
+        tensors = list(chosen.unbind(0))
+        return tensors, tensors
+
+    def _add(self, table: Array, kernel: Kernel, segments: Segments, given: Any, dots: Any, moved: Array | None = None) -> None:
+        """Add a run's sums to the table.
+
+        Args:
+            given: as `_given` returned it.
+            dots: [dots][T] dot products, or numbers if `given` are numbers.
+            moved: [T] |Δ|² if the kernel does not find it.
+        """
+        if isinstance(given, list):
+            row = self._evaluate(kernel.sums, segments, [*given, *dots])
+            if moved is not None:
+                row[-1] = float(moved[0])
+            line = table[segments.rows][0]
+            for target, number in zip(self._targets, row, strict=True):
+                line[target] += number
+            return
+        join: Any = np.concatenate if isinstance(given, np.ndarray) else torch.cat
+        found = self._evaluate(kernel.sums, segments, join((given, dots)))
+        if moved is not None:
+            found[-1] = moved
+        shape = (len(segments.starts), table.shape[1])
+        result = np.zeros(shape) if isinstance(found, np.ndarray) else found.new_zeros(shape)
+        result[:, self._target_index] = found.T
+        table[segments.rows] += like(result, table)
+
+    def _remember(self, segments: Segments, rows: Array) -> None:
+        """Keep the values and slopes that an update used."""
+        assert self.last is not None
+        self.last[segments.indices, :-1] = like(rows if segments.single else rows[segments.segment], self.last)
+
+
+def _flattened(tensor: Tensor) -> Tensor:
+    """As a flat real array; a view where the layout allows it. Complex numbers count as pairs."""
+    tensor = tensor.detach()
+    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).reshape(-1)
+
+
+def here(array: Array, device: torch.device) -> Array:
+    """Numbers where a device needs them: NumPy's on the CPU."""
+    if device.type == "cpu":
+        return array if isinstance(array, np.ndarray) else array.cpu().numpy()
+    return torch.as_tensor(array, device=device)
+
+
+def like(array: Array, other: Array) -> Array:
+    """Numbers of the same kind and place as others."""
+    if isinstance(other, np.ndarray):
+        return array if isinstance(array, np.ndarray) else array.cpu().numpy()
+    return torch.as_tensor(array, device=other.device)
