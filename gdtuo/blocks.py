@@ -28,6 +28,8 @@ class Workspace:
 
     def __init__(self) -> None:
         self._memory: dict[Any, Tensor] = {}
+        #: counts the times that gradients may have changed
+        self.epoch = 0
 
     def get(self, key: Any, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """An array of `length` numbers with whatever is in it; the same memory for the same key, dtype and device."""
@@ -149,14 +151,20 @@ def _general(operation: Operation, dtype: torch.dtype) -> tuple[Callable[..., No
 
 
 class Blocks:
-    """A kernel with its memory planned: which register stands in which array, and which temporary is free again."""
+    """A kernel with its memory planned: which register stands in which array, and which temporary is free again.
 
-    def __init__(self, kernel: Kernel) -> None:
+    Args:
+        kernel: what to do.
+        kept: whether what its dot products and its change need stays in memory of its own after it has run.
+    """
+
+    def __init__(self, kernel: Kernel, kept: bool = False) -> None:
         self.kernel = kernel
         count = len(kernel.inputs)
         last = {register: i for i, operation in enumerate(kernel.operations) for register in operation.reads}
         end = len(kernel.operations)
-        last |= {register: end for pair in kernel.dots for register in pair}
+        wanted = {register for pair in kernel.dots for register in pair} | ({kernel.change[0]} if kernel.change else set())
+        last |= dict.fromkeys(wanted, end)
         made = {operation.target: i for i, operation in enumerate(kernel.operations)}
         in_place: dict[int, int] = {}  # register -> the input array that it overwrites
         self._before: list[tuple[int, int]] = []  # (to, from): inputs that are kept before they are overwritten
@@ -164,13 +172,15 @@ class Blocks:
         for register, array in kernel.homes:
             if register < count:
                 self._before.append((array, register))
-            elif register not in in_place and last.get(array, -1) <= made[register]:
+            elif register not in in_place and not (kept and register in wanted) and last.get(array, -1) <= made[register]:
                 in_place[register] = array
             else:
                 self._after.append((array, register))
                 last[register] = end
-        self._place = list(range(count)) + [-1] * (len(kernel.dtypes) - count)
         self.temporaries: list[torch.dtype] = []
+        #: temporaries that must stay as they are until the next run
+        self.kept: set[int] = set()
+        self._place = list(range(count)) + [-1] * (len(kernel.dtypes) - count)
         free: list[int] = []
         for i, operation in enumerate(kernel.operations):
             target = operation.target
@@ -179,15 +189,20 @@ class Blocks:
             if target in in_place:
                 self._place[target] = in_place[target]
             else:
-                fitting = [slot for slot in free if self.temporaries[slot - count] == kernel.dtypes[target]]
+                alone = kept and target in wanted
+                fitting = [slot for slot in free if not alone and self.temporaries[slot - count] == kernel.dtypes[target]]
                 if fitting:
                     free.remove(fitting[0])
                     self._place[target] = fitting[0]
                 else:
                     self._place[target] = count + len(self.temporaries)
                     self.temporaries.append(kernel.dtypes[target])
+                    if alone:
+                        self.kept.add(len(self.temporaries) - 1)
         self._steps = [self._planned(operation) for operation in kernel.operations]
         self._dots = [(self._place[a], self._place[b]) for a, b in kernel.dots]
+        #: where the change stands
+        self.change = self._place[kernel.change[0]] if kernel.change else None
 
     def _planned(self, operation: Operation) -> tuple[Callable[..., None], tuple[int, ...] | None, Any, int]:
         """(form, places of its arrays, its scalar, place of its result); places are None for an operator of torch."""
@@ -255,6 +270,6 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 @functools.lru_cache(1024)
-def blocks_of(kernel: Kernel) -> Blocks:
+def blocks_of(kernel: Kernel, kept: bool = False) -> Blocks:
     """A kernel's plan, made once."""
-    return Blocks(kernel)
+    return Blocks(kernel, kept)

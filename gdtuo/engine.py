@@ -20,6 +20,7 @@ from .layout import Bucket, Place, Run, numel
 from .recipes import Recipe
 from .recording import UnrecordableError
 from .rules import Number
+from .small import SmallBucket
 from .tape import Array, quiet
 from .whole import WholeBucket
 
@@ -138,7 +139,9 @@ class Engine:
                 self._last if self.ladder else None,
                 self._state,
             )
-            if own is None:
+            if own is None and SmallBucket.fits(recipe, [p for p, _ in members]):
+                buckets.append(SmallBucket(*arguments, workspace=self._workspace))
+            elif own is None:
                 buckets.append(LargeBucket(*arguments, fused=fused, workspace=self._workspace))
             else:
                 buckets.append(WholeBucket(*arguments))
@@ -216,6 +219,7 @@ class Engine:
 
     def runs(self) -> list[Run]:
         """What has a gradient now, after reading what users wrote."""
+        self._workspace.epoch += 1
         self.read()
         return [run for bucket in self._buckets for run in bucket.runs()]
 

@@ -65,12 +65,14 @@ class Outcome:
         gradient: the name of the input whose products with the tangents are wanted, None for none.
         tangents: (array, number): arrays z, up to a number, of which ⟨g, z⟩ and |z|² are wanted.
         moved: the array Δ of which |Δ|² is wanted, None for none.
+        change: an array that is wanted up to a factor.
     """
 
     arrays: Mapping[str, Tensor]
     gradient: str | None = None
     tangents: Sequence[tuple[Tensor, Tensor | float]] = ()
     moved: Tensor | None = None
+    change: Tensor | None = None
 
 
 class _Term(NamedTuple):
@@ -97,6 +99,7 @@ class Kernel:
         dtypes: of every register.
         dots: pairs of registers whose dot products are wanted.
         factors: of the hyperparameters: the numbers that operations are scaled with.
+        change: the register of the wanted array, and the place of its factor among the factors.
         sums: of the hyperparameters and the dot products: [⟨g, z⟩ ..., |z|² ..., |g|², |Δ|²], 0 where not wanted.
 
     Raises:
@@ -115,7 +118,7 @@ class Kernel:
         wanted = [
             *outcome.arrays.values(),
             *(z for z, _ in outcome.tangents),
-            *([] if outcome.moved is None else [outcome.moved]),
+            *(x for x in (outcome.moved, outcome.change) if x is not None),
         ]
         lowering = _Lowering(live(calls, wanted), arrays, wanted)
         places = {name: i for i, name in enumerate(self.inputs)}
@@ -124,6 +127,7 @@ class Kernel:
         self.dots: list[tuple[int, int]] = []
         terms = [(lowering.direction(z), scale) for z, scale in outcome.tangents]
         moved = None if outcome.moved is None else lowering.direction(outcome.moved)
+        self.change = None if outcome.change is None else lowering.change(outcome.change)
         g = places.get(outcome.gradient or "", -1)
         # factors are moved out of the dot products
         gz = [(self._dot(g, register), factor, scale) for (register, factor), scale in terms]
@@ -161,6 +165,8 @@ class _Lowering:
         self._same: dict[int, Tensor] = {}  # a view of the whole -> what it views
         self._known: dict[Any, int] = {}  # what has been computed -> its register
         self._complements: dict[int, int] = {}  # 1 - s -> s
+        self._numbers: dict[Any, Tensor] = {}  # a call on numbers -> its result
+        self._duplicates: list[Call] = []
         self._keep = (calls, arrays)  # identities of tensors are keys: none may die
         self._length = {x.numel() for x in arrays.values()}.pop()
         for call in calls:
@@ -201,16 +207,27 @@ class _Lowering:
         if not any(self._is_array(x) for x in tensors):
             if self._is_array(call.result):  # made out of nothing: its length is not known when it runs
                 raise UnrecordableError
-            self.scalars.append(call._replace(args=tuple(args)))
-            if call.name == "rsub" and args[1:] == [1]:
-                self._complements[id(call.result)] = id(args[0])
+            self._number(call._replace(args=tuple(args)))
             return
         with Recorder() as recorder:  # arithmetic on factors joins that of the hyperparameters
             term = self._simplified(call, args) if not call.kwargs or set(call.kwargs) == {"alpha"} else None
-        self.scalars += recorder.calls
+        for number in recorder.calls:
+            self._number(number._replace(args=tuple(self._source(x) if isinstance(x, Tensor) else x for x in number.args)))
         if term is None:
             term = _Term(1.0, "array", self._general(call, args))
         self._terms[id(call.result)] = term
+
+    def _number(self, call: Call) -> None:
+        """A call on numbers alone, made once however often it was recorded."""
+        key = (call.function, tuple(id(x) if isinstance(x, Tensor) else repr(x) for x in call.args), repr(call.kwargs))
+        known = self._numbers.setdefault(key, call.result)
+        if known is not call.result:
+            self._same[id(call.result)] = known
+            self._duplicates.append(call)
+            return
+        self.scalars.append(call)
+        if call.name == "rsub" and call.args[1:] == (1,):
+            self._complements[id(call.result)] = id(call.args[0])
 
     def _simplified(self, call: Call, args: list[Any]) -> _Term | None:
         arrays = [isinstance(x, Tensor) and self._is_array(x) for x in args]
@@ -263,7 +280,7 @@ class _Lowering:
             x, y = y, x
         elif x.kind == y.kind == "array" and not _is_one(x.factor) and _is_one(y.factor):
             x, y = y, x
-        if x.kind == y.kind == "array" and self._complements.get(id(y.factor), 0) == id(x.factor):
+        if x.kind == y.kind == "array" and self._is_complement(y.factor, x.factor):
             operands = (_array(x.a), _array(y.a), self._factor(y.factor))
             return _Term(1.0, "array", self._emit("lerp", operands, self.dtypes[x.a]))
         register = self._materialize(x)
@@ -272,6 +289,11 @@ class _Lowering:
         else:
             name, operands = f"addc{y.kind}", (_array(register), _array(y.a), _array(y.b))
         return _Term(1.0, "array", self._emit(name, (*operands, self._factor(y.factor)), self.dtypes[register]))
+
+    def _is_complement(self, a: Number, b: Number) -> bool:
+        """Whether a = 1 - b."""
+        tensors = isinstance(a, Tensor) and isinstance(b, Tensor)
+        return tensors and self._complements.get(id(self._source(a)), 0) == id(self._source(b))
 
     def _general(self, call: Call, args: Sequence[Any]) -> int:
         def bound(x: Any) -> Any:
@@ -296,7 +318,13 @@ class _Lowering:
             raise UnrecordableError
         term = self._terms[id(source)]
         factor = term.factor
-        return self._base(term), factor if isinstance(factor, Tensor) else torch.tensor(factor, dtype=torch.float64)
+        number = self._source(factor) if isinstance(factor, Tensor) else torch.tensor(factor, dtype=torch.float64)
+        return self._base(term), number
+
+    def change(self, value: Tensor) -> tuple[int, int]:
+        """The register that holds a result up to a factor, and the place of that factor."""
+        register, factor = self.direction(value)
+        return register, self._factor(factor).place
 
     def _emit(
         self,

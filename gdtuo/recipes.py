@@ -76,7 +76,12 @@ class Recipe:
         return state | self._examples((*self.traces, *self.remembered), self.dtype) | self._examples(spread, wide)
 
     def kernel(self, kind: str) -> Kernel:
-        """The kernel "update" (plain), "learn" (an update that is to be pulled back) or "pull"."""
+        """One of the rule's kernels.
+
+        "update": moves the weights and the state. "learn": so that the update can be pulled back. "pull": pulls it back,
+        from the state and what is remembered. "compact" is "learn" that returns Δ instead of moving the weights, and keeps
+        Δ and the tangents for a pull-back by dot products alone; "change" is it where nothing is learned.
+        """
         return _kernel(self, kind)
 
     # ---------------------------------------------------------------- what the kernels compute
@@ -107,6 +112,22 @@ class Recipe:
             traces[f"trace_{name}"] = tangent * slope + (self.decay * arrays[f"trace_{name}"] if self.decay else 0.0)
         return Outcome({"weights": weights + delta, **after, **traces}, moved=delta if self.noisy else None)
 
+    def _change(self, arrays: dict[str, Tensor], numbers: dict[str, Tensor]) -> Outcome:
+        state = {name: arrays[name] for name in self.state}
+        weights = arrays.get("weights", torch.empty(0))
+        delta, after = self.rule.update(weights, arrays["gradient"], state, self._hyper(arrays, numbers), numbers["step"])
+        return Outcome(after, change=delta)
+
+    def _compact(self, arrays: dict[str, Tensor], numbers: dict[str, Tensor]) -> Outcome:
+        outcome = self._change(arrays, numbers)
+        kept = {name: arrays[name.removeprefix("last_")] for name in self.remembered}
+        weights, gradient, step = arrays.get("weights", torch.empty(0)), arrays["gradient"], numbers["step"]
+        hyper = self._hyper(arrays, numbers)
+        delta, tangents = self.rule.replay(self.own, weights, gradient, dict(outcome.arrays), hyper, step)
+        slopes = [numbers[f"slope {name}"] for name in self.own]
+        scaled = list(zip(tangents, slopes, strict=True))
+        return Outcome({**outcome.arrays, **kept}, "gradient", scaled, delta if self.noisy else None, outcome.change)
+
     def _pull(self, arrays: dict[str, Tensor], numbers: dict[str, Tensor]) -> Outcome:
         if self.traced:
             return Outcome({}, "gradient", [(arrays[name], 1.0) for name in self.traces])
@@ -130,5 +151,12 @@ def _kernel(recipe: Recipe, kind: str) -> Kernel:
     if kind == "learn":
         numbers = (*recipe.numbers, *(slopes if recipe.traced and not recipe.spread else ()))
         return Kernel(recipe._learn, main | recipe.arrays, (*numbers, "step"))
+    if kind in ("compact", "change"):
+        names = [*recipe.state, *(recipe.remembered if kind == "compact" else ())]
+        reads = recipe.rule.reads_weights(recipe.present) or "last_weights" in names
+        first = ("gradient", *(("weights",) if reads else ()))
+        numbers = (*recipe.numbers, *(slopes if kind == "compact" else ()))
+        function = recipe._compact if kind == "compact" else recipe._change
+        return Kernel(function, recipe._examples((*first, *names), recipe.dtype), (*numbers, "step"))
     needed = [*recipe.state, *(recipe.own if recipe.spread else ())]
     return Kernel(recipe._update, main | {name: recipe.arrays[name] for name in needed}, (*recipe.numbers, "step"))

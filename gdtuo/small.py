@@ -1,0 +1,172 @@
+"""`SmallBucket`: parameters of an elementwise rule that fit one block together.
+
+They are gathered, updated with few calls, and what the update made of them is kept: the tangents of the last update stand
+in memory of the bucket's own, a block each, and its pull-back is dot products alone. That memory is no state: after
+loading, tangents come from the state, to the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .blocks import BLOCK, Blocks, Workspace, blocks_of
+from .kernel import Kernel
+from .layout import Run, numel, unflatten
+from .recipes import Recipe
+from .segments import SegmentedBucket, Segments, here
+from .tape import Array
+
+__all__ = ["SmallBucket"]
+
+
+@dataclass
+class Plan:
+    """A run's memory for one kernel."""
+
+    blocks: Blocks
+    places: list[Tensor]  # the kernel's arrays and temporaries
+    change: list[Tensor]  # views of what is added to the parameters, in their shapes
+
+
+class SmallBucket(SegmentedBucket):
+    """Parameters that are worked on at once.
+
+    Args:
+        workspace: temporary memory that buckets share.
+        The others are those of `Bucket`.
+    """
+
+    KINDS = (("change", "compact", "pull"), ("change",))
+
+    @staticmethod
+    def fits(recipe: Recipe, params: Sequence[Tensor]) -> bool:
+        """Whether parameters can stand in such a bucket."""
+        wide = recipe.dtype.itemsize > 2  # sums of 16-bit tangents would be formed in 16 bits
+        return not recipe.traced and not recipe.spread and wide and sum(numel(p) for p in params) <= BLOCK
+
+    def __init__(self, *args: Any, workspace: Workspace, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._workspace = workspace
+        self._plans: dict[tuple[int, int, str], Plan] = {}
+        self._own: dict[Any, Tensor] = {}  # memory of the bucket's own
+        self._shaped: dict[tuple[str, int, int], list[Tensor]] = {}
+        self._gathered: tuple[int, int, int] | None = None
+        self._tangents_of: dict[tuple[int, int], int] = {}  # run -> the update whose tangents stand in its memory
+
+    def _memory_of(self, key: Any, run: Run, dtype: torch.dtype) -> Tensor:
+        """The run's part of an array of the bucket's own."""
+        if key not in self._own:
+            self._own[key] = torch.empty(self.offsets[-1], dtype=dtype, device=self.device)
+        return self._own[key][self.offsets[run.first] : self.offsets[run.last]]
+
+    def _shapes(self, key: str, flat: Tensor, run: Run) -> list[Tensor]:
+        """Views of a run's flat array in its parameters' shapes."""
+        known = self._shaped.get((key, run.first, run.last))
+        if known is None:
+            parts = flat.split([numel(p) for p in run.params])
+            known = [unflatten(part, p) for part, p in zip(parts, run.params, strict=True)]
+            self._shaped[key, run.first, run.last] = known
+        return known
+
+    def _plan(self, run: Run, kind: str) -> Plan:
+        plan = self._plans.get((run.first, run.last, kind))
+        if plan is not None:
+            return plan
+        if len(self._plans) >= 64:  # gradients come and go in ever new patterns
+            self._plans.clear()
+            self._shaped.clear()
+        kernel = self._kernels[kind]
+        blocks = blocks_of(kernel, kept=True)
+        start, stop = self.offsets[run.first], self.offsets[run.last]
+        places = []
+        for name, dtype in zip(kernel.inputs, kernel.dtypes, strict=False):
+            if name in ("weights", "gradient"):
+                places.append(self._memory_of(name, run, dtype))
+            else:
+                places.append(self.arrays[name][start:stop])
+        for i, dtype in enumerate(blocks.temporaries):
+            own = i in blocks.kept and kind == "compact"
+            places.append(
+                self._memory_of((kind, i), run, dtype) if own else self._workspace.get(i, stop - start, dtype, self.device)
+            )
+        change = self._shapes(kind, places[blocks.change], run) if blocks.change is not None else []
+        plan = self._plans[run.first, run.last, kind] = Plan(blocks, places, change)
+        return plan
+
+    def _gather(self, name: str, run: Run) -> None:
+        params = run.params
+        flat = self._memory_of(name, run, self.recipe.dtype)
+        sources = params if name == "weights" else [p.grad for p in params if p.grad is not None]
+        torch._foreach_copy_(self._shapes(name, flat, run), sources)
+
+    def _gather_gradient(self, run: Run) -> None:
+        """Once a step: it stays from the pull-back to the update."""
+        now = (run.first, run.last, self._workspace.epoch)
+        if self._gathered != now:
+            self._gather("gradient", run)
+            self._gathered = now
+
+    def _lengths(self, run: Run, segments: Segments) -> list[int]:
+        """Of the segments."""
+        if segments.single:
+            return [self.offsets[run.last] - self.offsets[run.first]]
+        ends = [*segments.starts[1:], run.last - run.first]
+        return [
+            self.offsets[run.first + end] - self.offsets[run.first + start]
+            for start, end in zip(segments.starts, ends, strict=True)
+        ]
+
+    def pull(self, run: Run, table: Array, products: Tensor | None) -> None:
+        assert self.last is not None
+        segments = self._segments_of(run)
+        lengths = self._lengths(run, segments)
+        kept = self._tangents_of.get((run.first, run.last)) == run.pending
+        kernel, plan = self._kernels["compact" if kept else "pull"], self._plan(run, "compact" if kept else "pull")
+        given = self._given(kernel, segments, here(self.last[segments.leads], self.device), run.step)
+        self._gather_gradient(run)
+        if not kept:
+            factors = self._evaluate(kernel.factors, segments, given)
+            plan.blocks.run(plan.places, *self._scalars(kernel, factors, slice(0, len(lengths)), lengths))
+        dots = plan.blocks.dots(plan.places, lengths)
+        if isinstance(given, list):
+            dots = [some[0] for some in dots]
+        self._add(table, kernel, segments, given, dots)
+
+    def update(self, run: Run, values: Array, tick: int) -> None:
+        segments = self._segments_of(run)
+        lengths = self._lengths(run, segments)
+        kind = "compact" if tick and self.recipe.own and self.last is not None else "change"
+        kernel, plan = self._kernels[kind], self._plan(run, kind)
+        rows = here(values, self.device)[segments.values]
+        factors = self._evaluate(kernel.factors, segments, self._given(kernel, segments, rows, run.step + 1))
+        numbers, tensors = self._scalars(kernel, factors, slice(0, len(lengths)), lengths)
+        self._gather_gradient(run)
+        if "weights" in kernel.inputs:
+            self._gather("weights", run)
+        plan.blocks.run(plan.places, numbers, tensors)
+        self._move(run, kernel, plan, numbers, tensors)
+        if kind == "compact":
+            self._remember(segments, rows)
+            self._tangents_of[run.first, run.last] = tick
+        self._updated(run, tick)
+
+    def _move(self, run: Run, kernel: Kernel, plan: Plan, numbers: Sequence[Any], tensors: Sequence[Tensor]) -> None:
+        """Add the change to the parameters."""
+        assert kernel.change is not None and plan.blocks.change is not None
+        factor = numbers[kernel.change[1]]
+        if not isinstance(factor, Tensor):
+            torch._foreach_add_(run.params, plan.change, alpha=factor)
+            return
+        change = plan.places[plan.blocks.change]
+        scaled = self._workspace.get("change", len(change), change.dtype, self.device)
+        torch.mul(change, factor, out=scaled)
+        torch._foreach_add_(run.params, self._shapes("scaled", scaled, run))
+
+    def forget(self) -> None:
+        super().forget()
+        self._tangents_of.clear()
