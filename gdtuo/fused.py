@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -122,8 +123,17 @@ def _function(kernel: Kernel) -> Callable[..., Any]:
             return registers[x.place] if x.kind == "array" else factors[x.place]
         return tuple(bound(y) for y in x) if isinstance(x, tuple) else x
 
+    # a division costs as much as several products: what divides more than once is inverted once
+    divisors = Counter(operation.args[1] for operation in kernel.operations if operation.name == "div")
+    inverses: dict[Ref, torch.fx.Node] = {}
+
     def emit(operation: Operation) -> torch.fx.Node:
-        function = operation.function if operation.name == "torch" else FORMS[operation.name]
+        if operation.name == "div" and divisors[operation.args[1]] > 1:
+            divisor = operation.args[1]
+            if divisor not in inverses:
+                inverses[divisor] = graph.call_function(torch.reciprocal, (bound(divisor),))
+            return graph.call_function(torch.mul, (bound(operation.args[0]), inverses[divisor]))
+        function: Any = operation.function if operation.name == "torch" else FORMS[operation.name]
         return graph.call_function(function, bound(operation.args), {k: bound(x) for k, x in operation.kwargs.items()})
 
     for operation in kernel.operations:

@@ -268,13 +268,15 @@ class LargeBucket(SegmentedBucket):
         index = torch.tensor(segments.of, device=self.device)
         return numbers.new_zeros(len(segments.starts)).index_add_(0, index, numbers)
 
-    def update(self, run: Run, values: Array, tick: int) -> None:
-        segments, recipe = self._segments_of(run), self.recipe
-        learn = bool(tick and recipe.own and self.last is not None)
+    def _native(self, run: Run, segments: Segments, rows: Array, learn: bool) -> bool:
+        # a compiled kernel remembers the gradient in the same pass
+        if self._fused and Compiled.usable and learn and self.recipe.remembered:
+            return False
+        return super()._native(run, segments, rows, learn)
+
+    def _update(self, run: Run, segments: Segments, rows: Array, values: Array, learn: bool, tick: int) -> None:
         kernel = self._kernels["learn" if learn else "update"]
-        values = here(values, self.device)
-        rows = values[segments.values]
-        factors = self._evaluate(kernel.factors, segments, self._given(kernel, segments, rows, run.step + 1))
+        factors = self._evaluate(kernel.factors, segments, self._given(kernel, segments, rows, run.step))
         moved: list[Any] = []
         for piece in self._pieces_of(run, segments):
             lengths = [numel(p) for p in self.params[piece.first : piece.last]] if kernel.dots else [piece.length]
@@ -283,12 +285,9 @@ class LargeBucket(SegmentedBucket):
                 moved.append(part[0])
             if not self._stands(piece):
                 self._scatter(piece)
-        if learn:
-            self._remember(segments, rows)
-            if moved and self.last is not None:
-                squares = np.concatenate(moved) if isinstance(values, np.ndarray) else torch.cat(moved)
-                self.last[segments.indices, -1] = like(squares, self.last)
-        self._updated(run, tick)
+        if moved and self.last is not None:
+            squares = np.concatenate(moved) if isinstance(values, np.ndarray) else torch.cat(moved)
+            self.last[segments.indices, -1] = like(squares, self.last)
 
 
 def _added(a: Any, b: Any) -> Any:

@@ -121,6 +121,7 @@ class Bucket(ABC):
             self.arrays[name] = self._empty() if like is None or like.shape != self._shape else torch.zeros_like(like)
         self.steps = torch.zeros(len(self.params), dtype=torch.float32)
         self._counts = self.steps.numpy()  # the same memory
+        self._step_views = list(self.steps.unbind(0))
         for i in range(len(self.params)):
             self._adopt(i)
 
@@ -184,10 +185,13 @@ class Bucket(ABC):
             return [0] * len(self.params)
         return [place.row - offset for place, offset in zip(self.places, self.offsets, strict=False)]
 
-    def _updated(self, run: Run, tick: int) -> None:
-        """Note that a run has been updated, to be pulled back if `tick` is not 0."""
+    def _count(self, run: Run) -> None:
+        """Note that a run is being updated."""
         self._counts[run.first : run.last] += 1
         run.step += 1
+
+    def _updated(self, run: Run, tick: int) -> None:
+        """Note that a run has been updated, to be pulled back if `tick` is not 0."""
         self._set_pending(run, tick)
         if self._runs is not None and len(self._runs) > 1:
             self._runs = None  # runs may have grown together

@@ -86,6 +86,15 @@ class Rule(ABC):
         are finite there.
         """
 
+    def native(
+        self, weights: list[Tensor], gradients: list[Tensor], state: Mapping[str, list[Tensor]], hyper: Hyper, steps: list[Tensor]
+    ) -> bool:
+        """The same update of a list of tensors in place, by one kernel of torch; or False, and nothing is changed.
+
+        For the CPU: `hyper` are numbers. `steps` are 0-d tensors that count this update already.
+        """
+        return False
+
     def reads_weights(self, hyper: Collection[str]) -> bool:
         """Whether `update` looks at `weights`; if not it may be handed an empty tensor."""
         return True

@@ -6,6 +6,7 @@ own. Numbers of all segments are worked on together; where there is one and it i
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from .kernel import Kernel
 from .layout import Bucket, Run, numel, unflatten
 from .numbers import Function
+from .rules import Rule
 from .tape import Array
 
 __all__ = ["SegmentedBucket", "Segments", "here", "like"]
@@ -50,6 +52,7 @@ class SegmentedBucket(Bucket):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._segments: dict[tuple[int, int], Segments] = {}
+        self._listed: dict[tuple[int, int], dict[str, list[Tensor]]] = {}  # states as lists, by run
         kinds = self.KINDS[0] if self.recipe.own else self.KINDS[1]
         self._kernels = {kind: self.recipe.kernel(kind) for kind in kinds}
         kernels = self._kernels.values()
@@ -190,6 +193,55 @@ class SegmentedBucket(Bucket):
         result = np.zeros(shape) if isinstance(found, np.ndarray) else found.new_zeros(shape)
         result[:, self._target_index] = found.T
         table[segments.rows] += like(result, table)
+
+    # ---------------------------------------------------------------- updates
+
+    def update(self, run: Run, values: Array, tick: int) -> None:
+        segments, recipe = self._segments_of(run), self.recipe
+        learn = bool(tick and recipe.own and self.last is not None)
+        values = here(values, self.device)
+        rows = values[segments.values]
+        self._count(run)
+        if learn and recipe.traced or not self._native(run, segments, rows, learn):
+            self._update(run, segments, rows, values, learn, tick)
+        if learn:
+            self._remember(segments, rows)
+        self._updated(run, tick)
+
+    @abstractmethod
+    def _update(self, run: Run, segments: Segments, rows: Array, values: Array, learn: bool, tick: int) -> None:
+        """Run the kernel of an update: its number `run.step`.
+
+        Args:
+            rows: the segments' rows of `values`.
+            learn: whether it is to be pulled back, as number `tick`.
+        """
+
+    def _native(self, run: Run, segments: Segments, rows: Array, learn: bool) -> bool:
+        """Let torch's own kernel do an update, if it has one; returns whether it did."""
+        if type(self.recipe.rule).native is Rule.native or not segments.single or not isinstance(rows, np.ndarray):
+            return False
+        params = run.params
+        gradients = [p.grad for p in params if p.grad is not None]
+        if not all(
+            p.is_contiguous() and g.is_contiguous() and not p.is_complex() for p, g in zip(params, gradients, strict=True)
+        ):
+            return False
+        row = rows[0].tolist()
+        hyper = {name: row[self.names.index(name)] for name in self.recipe.present}
+        key = (run.first, run.last)
+        if key not in self._listed:
+            if len(self._listed) >= 64:
+                self._listed.clear()
+            states = self.states[run.first : run.last]
+            self._listed[key] = {name: [state[name] for state in states] for name in self.arrays}
+        arrays = self._listed[key]
+        if learn and "last_weights" in arrays:
+            torch._foreach_copy_(arrays["last_weights"], params)
+        done = self.recipe.rule.native(params, gradients, arrays, hyper, self._step_views[run.first : run.last])
+        if done and learn and "last_gradient" in arrays:
+            torch._foreach_copy_(arrays["last_gradient"], gradients)
+        return done
 
     def _remember(self, segments: Segments, rows: Array) -> None:
         """Keep the values and slopes that an update used."""

@@ -137,23 +137,18 @@ class SmallBucket(SegmentedBucket):
             dots = [some[0] for some in dots]
         self._add(table, kernel, segments, given, dots)
 
-    def update(self, run: Run, values: Array, tick: int) -> None:
-        segments = self._segments_of(run)
-        lengths = self._lengths(run, segments)
-        kind = "compact" if tick and self.recipe.own and self.last is not None else "change"
+    def _update(self, run: Run, segments: Segments, rows: Array, values: Array, learn: bool, tick: int) -> None:
+        lengths, kind = self._lengths(run, segments), "compact" if learn else "change"
         kernel, plan = self._kernels[kind], self._plan(run, kind)
-        rows = here(values, self.device)[segments.values]
-        factors = self._evaluate(kernel.factors, segments, self._given(kernel, segments, rows, run.step + 1))
+        factors = self._evaluate(kernel.factors, segments, self._given(kernel, segments, rows, run.step))
         numbers, tensors = self._scalars(kernel, factors, slice(0, len(lengths)), lengths)
         self._gather_gradient(run)
         if "weights" in kernel.inputs:
             self._gather("weights", run)
         plan.blocks.run(plan.places, numbers, tensors)
         self._move(run, kernel, plan, numbers, tensors)
-        if kind == "compact":
-            self._remember(segments, rows)
+        if learn:
             self._tangents_of[run.first, run.last] = tick
-        self._updated(run, tick)
 
     def _move(self, run: Run, kernel: Kernel, plan: Plan, numbers: Sequence[Any], tensors: Sequence[Tensor]) -> None:
         """Add the change to the parameters."""

@@ -53,7 +53,7 @@ class Store:
 
     def finite(self, count: int) -> Tensor:
         """[G] whether every number of a group is finite."""
-        bad = (~self.flat.isfinite()).to(self.flat.dtype)
+        lost = self.flat - self.flat  # 0, or NaN where a number is not finite
         if count == 1:
-            return bad.sum(0, keepdim=True) == 0
-        return torch.zeros(count, dtype=bad.dtype, device=bad.device).index_add_(0, self.group_of, bad) == 0
+            return lost.sum(0, keepdim=True) == 0
+        return lost.new_zeros(count).index_add_(0, self.group_of, lost) == 0

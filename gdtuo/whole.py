@@ -93,6 +93,7 @@ class WholeBucket(Bucket):
         for name, value in state.items():
             value.copy_(after[name])
         weights.add_(delta)
+        self._count(run)
         self._updated(run, tick)
 
 

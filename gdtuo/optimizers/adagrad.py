@@ -45,6 +45,15 @@ class AdaGradRule(PenalizedRule):
         rate = hyper["lr"] / (1 + (step - 1) * hyper.get("lr_decay", 0.0))
         return -rate * (g / (safe_sqrt(total) + hyper["eps"])), {"sum": total}
 
+    def native(
+        self, weights: list[Tensor], gradients: list[Tensor], state: Mapping[str, list[Tensor]], hyper: Hyper, steps: list[Tensor]
+    ) -> bool:
+        if not hyper["eps"] > 0:  # torch's 0 / 0 where a gradient has always been 0
+            return False
+        numbers = {"lr_decay": 0.0, "weight_decay": 0.0, **hyper}
+        torch._fused_adagrad_(weights, gradients, state["sum"], steps, **numbers, maximize=self.maximize)
+        return True
+
     def remembers(self, learned: Collection[str], hyper: Collection[str]) -> frozenset[str]:
         return frozenset(("gradient", "weights") if "weight_decay" in hyper else ("gradient",))
 

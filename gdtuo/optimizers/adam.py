@@ -63,6 +63,17 @@ class AdamRule(PenalizedRule):
         delta = (-hyper["lr"] * scale / (1 - beta1**step)) * (first / denominator)
         return self._decay(weights, delta, hyper), after
 
+    def native(
+        self, weights: list[Tensor], gradients: list[Tensor], state: Mapping[str, list[Tensor]], hyper: Hyper, steps: list[Tensor]
+    ) -> bool:
+        if not hyper["eps"] > 0:  # torch's 0 / 0 where a gradient has always been 0
+            return False
+        kernel = torch._fused_adamw_ if self.decoupled else torch._fused_adam_
+        moments = [state[name] for name in ("exp_avg", "exp_avg_sq")]
+        numbers = {"weight_decay": 0.0, **hyper, "amsgrad": self.amsgrad, "maximize": self.maximize}
+        kernel(weights, gradients, *moments, state.get("max_exp_avg_sq", []), steps, **numbers)
+        return True
+
     def remembers(self, learned: Collection[str], hyper: Collection[str]) -> frozenset[str]:
         needs = set()
         if {"beta1", "beta2"}.intersection(learned):

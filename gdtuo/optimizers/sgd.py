@@ -49,6 +49,14 @@ class SGDRule(PenalizedRule):
             state = {"momentum_buffer": buffer}
         return -hyper["lr"] * direction, state
 
+    def native(
+        self, weights: list[Tensor], gradients: list[Tensor], state: Mapping[str, list[Tensor]], hyper: Hyper, steps: list[Tensor]
+    ) -> bool:
+        numbers = {"momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, **hyper}
+        switches = {"nesterov": self.nesterov, "maximize": self.maximize, "is_first_step": bool(steps[0] == 1)}
+        torch._fused_sgd_(weights, gradients, state.get("momentum_buffer", []), **numbers, **switches)
+        return True
+
     def remembers(self, learned: Collection[str], hyper: Collection[str]) -> frozenset[str]:
         buffer_is_direction = "momentum" in hyper and not self.nesterov
         needs = set()
