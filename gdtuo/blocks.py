@@ -103,6 +103,27 @@ FORMS: dict[str, Callable[..., None]] = {
 }
 
 
+#: torch's own functions reach these overloads in less time than torch.ops.
+FAST: dict[str, Callable[..., Any]] = {
+    name: getattr(torch, name)
+    for name in (
+        "abs",
+        "clamp_max",
+        "clamp_min",
+        "cos",
+        "exp",
+        "log",
+        "maximum",
+        "minimum",
+        "rsqrt",
+        "sign",
+        "sin",
+        "sqrt",
+        "tanh",
+    )
+}
+
+
 @functools.cache
 def _out_variant(function: torch._ops.OpOverload) -> Callable[..., Any] | None:
     """What an operator is called by to write into memory that it is given; None if it cannot."""
@@ -114,8 +135,7 @@ def _out_variant(function: torch._ops.OpOverload) -> Callable[..., Any] | None:
         if [a.name for a in arguments if a.is_out] == ["out"] and [
             (a.name, str(a.type)) for a in arguments if not a.is_out
         ] == own:
-            # torch.sqrt and its like reach the same overload, in less time
-            return getattr(torch, function._schema.name.removeprefix("aten::"), other)
+            return FAST.get(function._schema.name.removeprefix("aten::"), other)
     return None
 
 
@@ -155,7 +175,7 @@ class Blocks:
 
     Args:
         kernel: what to do.
-        kept: whether what its dot products and its change need stays in memory of its own after it has run.
+        kept: whether what its dot products and its change need stays as it is after it has run.
     """
 
     def __init__(self, kernel: Kernel, kept: bool = False) -> None:
@@ -172,7 +192,7 @@ class Blocks:
         for register, array in kernel.homes:
             if register < count:
                 self._before.append((array, register))
-            elif register not in in_place and not (kept and register in wanted) and last.get(array, -1) <= made[register]:
+            elif register not in in_place and last.get(array, -1) <= made[register]:
                 in_place[register] = array
             else:
                 self._after.append((array, register))

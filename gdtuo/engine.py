@@ -6,7 +6,7 @@ import functools
 import weakref
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ from .tape import Array, quiet
 from .whole import WholeBucket
 
 __all__ = ["Engine"]
+
+Runs: TypeAlias = list[tuple[Bucket, Run]]  # what has a gradient, in its bucket
 
 
 class Engine:
@@ -217,11 +219,11 @@ class Engine:
         rows = written(numbers, like)
         return rows.repeat_interleave(torch.tensor(self._blocks, device=device), dim=0)
 
-    def runs(self) -> list[Run]:
+    def runs(self) -> Runs:
         """What has a gradient now, after reading what users wrote."""
         self._workspace.epoch += 1
         self.read()
-        return [run for bucket in self._buckets for run in bucket.runs()]
+        return [(bucket, run) for bucket in self._buckets for run in bucket.runs()]
 
     # ---------------------------------------------------------------- learning
 
@@ -235,19 +237,19 @@ class Engine:
         for bucket in self._buckets:
             bucket.forget()
 
-    def pull(self, runs: Sequence[Run]) -> list[bool]:
+    def pull(self, runs: Runs) -> list[bool]:
         """Pull the last updates of all runs that wait for it back, into the ladder's table; returns which groups had any."""
         assert self.ladder is not None
         self._table[:] = 0.0
         active = [False] * len(self._groups)
-        for run in runs:
+        for bucket, run in runs:
             if run.pending:
-                run.bucket.pull(run, self._table, self.ladder.products)
+                bucket.pull(run, self._table, self.ladder.products)
                 for g in run.groups:
                     active[g] = True
         return active
 
-    def learn(self, runs: Sequence[Run], first: bool) -> None:
+    def learn(self, runs: Runs, first: bool) -> None:
         """Pull back, and let the levels above step.
 
         Args:
@@ -259,30 +261,30 @@ class Engine:
             self._learn(runs, first)
         self._consumed = self._marks(runs)
 
-    def _learn(self, runs: Sequence[Run], first: bool) -> None:
+    def _learn(self, runs: Runs, first: bool) -> None:
         assert self.ladder is not None
         active = self.pull(runs)
         if first and not all(self._stepped):
-            for run in runs:
+            for _, run in runs:
                 for g in run.groups:
                     active[g] = active[g] or not self._stepped[g]
         if any(active):
             self.ladder.step(active)
-        for run in runs:
+        for bucket, run in runs:
             if run.pending:
-                run.bucket.pulled(run)
+                bucket.pulled(run)
 
-    def update(self, runs: Sequence[Run]) -> None:
+    def update(self, runs: Runs) -> None:
         """Move the weights by one update with the effective hyperparameters."""
         self._tick += 1
         tick = self._tick if self.learning else 0
         if self.ladder is not None:
             self._slope[:] = self._values[:, self._values.shape[1] - self._slope.shape[1] :]
         with quiet():
-            for run in runs:
-                run.bucket.update(run, self._values, tick)
+            for bucket, run in runs:
+                bucket.update(run, self._values, tick)
         if not all(self._stepped):
-            for run in runs:
+            for _, run in runs:
                 for g in run.groups:
                     self._stepped[g] = True
 
@@ -310,9 +312,9 @@ class Engine:
         return [torch.where(rows[k], new, old) for k, (new, old) in enumerate(zip(fresh, shown, strict=True))]
 
     @staticmethod
-    def _marks(runs: Sequence[Run]) -> list[Any]:
+    def _marks(runs: Runs) -> list[Any]:
         """Which gradients stand in the runs, without keeping them alive: each run's first, and its version."""
-        gradients = [run.bucket.params[run.first].grad for run in runs]
+        gradients = [run.params[0].grad for _, run in runs]
         return [(weakref.ref(gradient), gradient._version) for gradient in gradients if gradient is not None]
 
 

@@ -96,8 +96,8 @@ class Compiled:
             Compiled.usable = False
             reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
             warnings.warn(
-                f"fused=True runs in eager mode: torch.compile failed with {type(error).__name__}: {reason} On the CPU it needs a "
-                "C++ compiler (Debian: apt-get install g++), on CUDA Triton. Install it, or drop fused=True.",
+                f"fused=True runs in eager mode: torch.compile failed with {type(error).__name__}: {reason} On the CPU it needs "
+                "a C++ compiler (Debian: apt-get install g++), on CUDA Triton. Install it, or drop fused=True.",
                 stacklevel=2,
             )
             return None

@@ -41,6 +41,8 @@ class Learned:
 
     def write(self, written: Tensor) -> None:
         """Take [B, H] numbers as the user or a scheduler left them."""
+        if not hasattr(self, "written"):
+            self.allocate(len(written), written)
         self.written.copy_(written)
         limits = [d.limits(written[:, i]) for i, d in enumerate(self.domains)]
         for mine, bound in zip((self.low, self.high), zip(*limits, strict=True), strict=True):
@@ -51,17 +53,18 @@ class Learned:
         return torch.minimum(torch.maximum(shift, self.low), self.high)
 
     def effective(self, shift: Tensor) -> Tensor:
-        """The values that the rule sees, at a shift within the bounds."""
-        return self._evaluate("shifted", shift)
+        """The values that the rule sees."""
+        return self._evaluate("shifted", self.project(shift))
 
     def slope(self, shift: Tensor) -> Tensor:
-        """d(effective value)/d(shift), at a shift within the bounds."""
-        return self._evaluate("slope", shift)
+        """d(effective value)/d(shift)."""
+        return self._evaluate("slope", self.project(shift))
+
+    def values(self, shift: Tensor) -> tuple[Tensor, Tensor]:
+        """Effective values and slopes at a shift that lies within the bounds."""
+        return self._evaluate("shifted", shift), self._evaluate("slope", shift)
 
     def _evaluate(self, method: str, shift: Tensor) -> Tensor:
-        if len(self._kinds) == 1:
-            domain = self._kinds[0][0]
-            return getattr(domain, method)(self.written, shift)
         result = getattr(self._kinds[0][0], method)(self.written, shift)
         for (domain, _), mask in zip(self._kinds[1:], self._masks, strict=True):  # cheaper than picking columns
             result = torch.where(mask, getattr(domain, method)(self.written, shift), result)

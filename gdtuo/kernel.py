@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from .recording import Call, Recorder, UnrecordableError, record, tensors_in
 from .numbers import Function
+from .recording import Call, Recorder, UnrecordableError, record
 from .tape import live
 
 __all__ = ["EXAMPLE", "Home", "Kernel", "Operation", "Outcome", "Ref"]
@@ -100,6 +100,7 @@ class Kernel:
         dots: pairs of registers whose dot products are wanted.
         factors: of the hyperparameters: the numbers that operations are scaled with.
         change: the register of the wanted array, and the place of its factor among the factors.
+        lasting: whether what the tangents are made of stands apart from weights and gradient.
         sums: of the hyperparameters and the dot products: [⟨g, z⟩ ..., |z|² ..., |g|², |Δ|²], 0 where not wanted.
 
     Raises:
@@ -126,9 +127,15 @@ class Kernel:
         self.homes = [home for home in homes if home.register != home.array]
         self.dots: list[tuple[int, int]] = []
         terms = [(lowering.direction(z), scale) for z, scale in outcome.tangents]
-        moved = None if outcome.moved is None else lowering.direction(outcome.moved)
+        moved: tuple[int, Tensor] | None = None
+        if outcome.moved is not None and outcome.gradient is None:  # its square is taken as it stands
+            moved = lowering.register(outcome.moved), torch.ones((), dtype=torch.float64)
+        elif outcome.moved is not None:
+            moved = lowering.direction(outcome.moved)
         self.change = None if outcome.change is None else lowering.change(outcome.change)
         g = places.get(outcome.gradient or "", -1)
+        bases = {register for (register, _), _ in terms} | ({moved[0]} if moved else set())
+        self.lasting = not bases & {places.get("gradient", -1), places.get("weights", -1)}
         # factors are moved out of the dot products
         gz = [(self._dot(g, register), factor, scale) for (register, factor), scale in terms]
         zz = [(self._dot(register, register), factor, scale) for (register, factor), scale in terms]
@@ -276,9 +283,7 @@ class _Lowering:
             )
         x, y = (self._terms[id(a)] for a in args)
         y = y._replace(factor=_times(y.factor, sign))
-        if x.kind != "array" and y.kind == "array" and _is_one(y.factor):
-            x, y = y, x
-        elif x.kind == y.kind == "array" and not _is_one(x.factor) and _is_one(y.factor):
+        if y.kind == "array" and _is_one(y.factor) and (x.kind != "array" or not _is_one(x.factor)):
             x, y = y, x
         if x.kind == y.kind == "array" and self._is_complement(y.factor, x.factor):
             operands = (_array(x.a), _array(y.a), self._factor(y.factor))

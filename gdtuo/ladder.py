@@ -19,7 +19,7 @@ from .hyperparameters import Learned, written
 from .pullback import Sums, derive, elementwise_hypergradient, hypergradient, noise
 from .rules import Number, Rule
 from .store import Shape, Store
-from .tape import replay
+from .tape import Tape
 from .torch_top import TorchFactory, TorchTop
 
 __all__ = ["Ladder", "Plan"]
@@ -131,26 +131,24 @@ class Ladder:
         self._active: list[bool] = []
         # a step of many numbers would keep all its intermediate results
         few = max(sum(rows) for rows in self.blocks) <= MANY and self.top is None
-        state = [self.store.flat, self.skipped]
-        self._refresh = self._replayable(self._written, state) if few else self._written
-        self._step = self._replayable(self._stepped, state) if few else self._stepped
+        self._replays = few and self.device.type == "cpu"
+        self._tapes: dict[Callable[[Ladder], None], Tape[None]] = {}
 
-    def _replayable(self, function: Callable[[], None], state: Sequence[Tensor]) -> Callable[[], None]:
-        """`function`, replayed from its first call on."""
-        made: list[Callable[[], None]] = []
-
-        def run() -> None:
-            if not made:
-                made.append(replay(function, state, self.device))
-            made[0]()
-
-        return run
+    def _play(self, function: Callable[[Ladder], None]) -> None:
+        """Run a method, replayed where that is faster. torch.compile traces the method itself."""
+        if not self._replays or torch.compiler.is_compiling():
+            function(self)
+            return
+        tape = self._tapes.get(function)
+        if tape is None:
+            tape = self._tapes[function] = Tape(lambda: function(self), state=[self.store.flat, self.skipped])
+        tape()
 
     def write(self, numbers: Sequence[Sequence[Sequence[Number]]]) -> None:
         """Take the written values of every level: [level][group][hyperparameters present]."""
         for mine, theirs in zip(self._numbers, numbers, strict=True):
             mine.copy_(written(theirs, like=mine))
-        self._refresh()
+        self._play(Ladder._written)
 
     def _written(self) -> None:
         for k, (plan, values) in enumerate(zip(self.plans, self._numbers, strict=True)):
@@ -163,9 +161,10 @@ class Ladder:
     def _evaluate(self, shift: Tensor) -> None:
         """Bring `values` up to date."""
         learned, count = self.learned[0], len(self.plans[0].present)
-        for h, column in enumerate(learned.effective(shift).unbind(1)):
-            self.values[:, self._places[h]].copy_(column)
-        self.values[:, count:].copy_(learned.slope(shift))
+        effective, slope = learned.values(shift)
+        for place, column in zip(self._places, effective.unbind(1), strict=True):
+            self.values[:, place].copy_(column)
+        self.values[:, count:].copy_(slope)
 
     def set_noise(self, eps: float) -> None:
         """Take the rounding error of the weights' dtype."""
@@ -173,8 +172,7 @@ class Ladder:
 
     def effective(self, k: int) -> Tensor:
         """[B, H] values of level k's learned hyperparameters."""
-        learned = self.learned[k]
-        return learned.effective(learned.project(self.store[f"L{k}/shift"]))
+        return self.learned[k].effective(self.store[f"L{k}/shift"])
 
     def gradient(self) -> Tensor:
         """[B, H] of the first level's shifts, from `table` and `products`."""
@@ -233,7 +231,7 @@ class Ladder:
         if active != self._active:
             self._active = list(active)
             self.active.copy_(torch.tensor(self._active))
-        self._step()
+        self._play(Ladder._stepped)
 
     def _stepped(self) -> None:
         store, snapshot = self.store, self.store.flat.clone()
@@ -271,14 +269,13 @@ class Ladder:
             delta, after = plan.rule.update(shift, gradient, state, hyper, step)
         else:
             learned = self.learned[k]
-            own = learned.project(store[f"L{k}/shift"])
-            hyper |= zip(learned.names, self._columns(k, learned.effective(own)).unbind(-1), strict=True)
+            effective, slope = learned.values(learned.project(store[f"L{k}/shift"]))
+            hyper |= zip(learned.names, self._columns(k, effective).unbind(-1), strict=True)
             if plan.closed_form:
                 delta, after = plan.rule.update(shift, gradient, state, hyper, step)
                 _, tangents = plan.rule.replay(learned.names, shift, gradient, after, hyper, step)
             else:
                 delta, tangents, after = derive(plan.rule, learned.names, shift, gradient, state, hyper, step)
-            slope = learned.slope(own)
             store[f"L{k}/slope"].copy_(slope)
             trace = torch.stack(tangents, dim=-1) * self._columns(k, slope)
             if plan.decay:

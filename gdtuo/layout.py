@@ -53,21 +53,12 @@ class Place:
 class Run:
     """Neighbouring parameters of a bucket with a gradient and one history."""
 
-    bucket: Bucket
-    first: int  # parameters bucket.params[first:last]
+    first: int  # parameters first to last of its bucket
     last: int
     step: int  # updates that they have had
     pending: int  # the number of the update that waits to be pulled back; 0 if none does
-
-    @property
-    def params(self) -> list[Tensor]:
-        """The parameters themselves."""
-        return self.bucket.params[self.first : self.last]
-
-    @property
-    def groups(self) -> list[int]:
-        """The parameter groups that it has a part in."""
-        return self.bucket.groups[self.first : self.last]
+    params: list[Tensor]
+    groups: list[int]  # the parameter group of each
 
 
 class Bucket(ABC):
@@ -132,6 +123,17 @@ class Bucket(ABC):
     def _empty(self) -> Tensor:
         return torch.zeros(self._shape, dtype=self.recipe.dtype, device=self.device)
 
+    def _check_state(self, weights: Tensor, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Raise ValueError if the state of an elementwise rule is not as large as the weights."""
+        for name, array in state.items():
+            if self.recipe.rule.elementwise and array.shape != weights.shape:
+                raise ValueError(
+                    f"{type(self.recipe.rule).__name__}.init returned {name!r} of shape {tuple(array.shape)} for weights of "
+                    f"shape {tuple(weights.shape)}: the state of an elementwise rule has their shape. Use "
+                    "torch.zeros_like(weights), or declare elementwise = False."
+                )
+        return dict(state)
+
     def _adopt(self, i: int) -> None:
         """Take over what a parameter's state holds, and put views of the bucket's arrays in its place."""
         state = self.states[i]
@@ -175,7 +177,8 @@ class Bucket(ABC):
         for (here, step, tick, _), same in groupby(keys):
             last = first + len(list(same))
             if here:
-                runs.append(Run(self, first, last, int(step), tick))
+                part = slice(first, last)
+                runs.append(Run(first, last, int(step), tick, self.params[part], self.groups[part]))
             first = last
         return runs
 

@@ -109,7 +109,9 @@ class Recipe:
         traces = {}
         for name, tangent in zip(self.own, tangents, strict=True):
             slope = (arrays if self.spread else numbers)[f"slope {name}"]
-            traces[f"trace_{name}"] = tangent * slope + (self.decay * arrays[f"trace_{name}"] if self.decay else 0.0)
+            traces[f"trace_{name}"] = tangent * slope
+            if self.decay:
+                traces[f"trace_{name}"] = traces[f"trace_{name}"] + self.decay * arrays[f"trace_{name}"]
         return Outcome({"weights": weights + delta, **after, **traces}, moved=delta if self.noisy else None)
 
     def _change(self, arrays: dict[str, Tensor], numbers: dict[str, Tensor]) -> Outcome:

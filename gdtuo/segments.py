@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .kernel import Kernel
-from .layout import Bucket, Run, numel, unflatten
+from .layout import Bucket, Run, unflatten
 from .numbers import Function
 from .rules import Rule
 from .tape import Array
@@ -81,15 +81,7 @@ class SegmentedBucket(Bucket):
 
     def _initial(self) -> dict[str, Tensor]:
         weights = torch.cat([_flattened(p) for p in self.params])
-        state = self.recipe.rule.init(weights, self.recipe.present)
-        for name, array in state.items():
-            if array.shape != weights.shape:
-                raise ValueError(
-                    f"{type(self.recipe.rule).__name__}.init returned {name!r} of shape {tuple(array.shape)} for weights of shape "
-                    f"{tuple(weights.shape)}: the state of an elementwise rule has the weights' shape. Use "
-                    "torch.zeros_like(weights), or declare elementwise = False."
-                )
-        return state
+        return self._check_state(weights, self.recipe.rule.init(weights, self.recipe.present))
 
     def _views(self, i: int) -> dict[str, Tensor]:
         span = slice(self.offsets[i], self.offsets[i + 1])
@@ -202,7 +194,7 @@ class SegmentedBucket(Bucket):
         values = here(values, self.device)
         rows = values[segments.values]
         self._count(run)
-        if learn and recipe.traced or not self._native(run, segments, rows, learn):
+        if (learn and recipe.traced) or not self._native(run, segments, rows, learn):
             self._update(run, segments, rows, values, learn, tick)
         if learn:
             self._remember(segments, rows)
@@ -219,7 +211,8 @@ class SegmentedBucket(Bucket):
 
     def _native(self, run: Run, segments: Segments, rows: Array, learn: bool) -> bool:
         """Let torch's own kernel do an update, if it has one; returns whether it did."""
-        if type(self.recipe.rule).native is Rule.native or not segments.single or not isinstance(rows, np.ndarray):
+        wide = self.recipe.dtype.itemsize > 2  # torch 2.13's fused SGD is wrong in bfloat16
+        if not wide or type(self.recipe.rule).native is Rule.native or not segments.single or not isinstance(rows, np.ndarray):
             return False
         params = run.params
         gradients = [p.grad for p in params if p.grad is not None]

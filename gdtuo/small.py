@@ -147,12 +147,13 @@ class SmallBucket(SegmentedBucket):
             self._gather("weights", run)
         plan.blocks.run(plan.places, numbers, tensors)
         self._move(run, kernel, plan, numbers, tensors)
-        if learn:
+        if learn and kernel.lasting:
             self._tangents_of[run.first, run.last] = tick
 
     def _move(self, run: Run, kernel: Kernel, plan: Plan, numbers: Sequence[Any], tensors: Sequence[Tensor]) -> None:
         """Add the change to the parameters."""
-        assert kernel.change is not None and plan.blocks.change is not None
+        assert kernel.change is not None
+        assert plan.blocks.change is not None
         factor = numbers[kernel.change[1]]
         if not isinstance(factor, Tensor):
             torch._foreach_add_(run.params, plan.change, alpha=factor)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .recording import Call, record, tensors_in
 
-__all__ = ["Array", "Tape", "live", "quiet", "replay", "translate"]
+__all__ = ["Array", "Tape", "live", "quiet", "translate"]
 
 T = TypeVar("T")
 Array: TypeAlias = Any  # np.ndarray on the CPU, torch.Tensor elsewhere: indexing and operators are the same
@@ -214,11 +214,3 @@ class Tape(Generic[T]):
         for function, arguments in self._steps:
             function(*arguments)
         return self.result
-
-
-def replay(function: Callable[[], T], state: Sequence[Tensor], device: torch.device) -> Callable[[], T]:
-    """A faster function of the same effect, if the device is the CPU."""
-    if device.type != "cpu":
-        return function
-    tape = Tape(function, state)
-    return lambda: function() if torch.compiler.is_compiling() else tape()

@@ -18,7 +18,8 @@ class WholeBucket(Bucket):
     """One parameter, updated and pulled back by calls of its rule."""
 
     def _initial(self) -> dict[str, Tensor]:
-        return self.recipe.rule.init(self.params[0].detach().clone(), self.recipe.present)
+        weights = self.params[0].detach().clone()
+        return self._check_state(weights, self.recipe.rule.init(weights, self.recipe.present))
 
     @property
     def _shape(self) -> torch.Size:

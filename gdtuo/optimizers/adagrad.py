@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -50,8 +50,9 @@ class AdaGradRule(PenalizedRule):
     ) -> bool:
         if not hyper["eps"] > 0:  # torch's 0 / 0 where a gradient has always been 0
             return False
+        kernel: Callable[..., None] = torch._fused_adagrad_
         numbers = {"lr_decay": 0.0, "weight_decay": 0.0, **hyper}
-        torch._fused_adagrad_(weights, gradients, state["sum"], steps, **numbers, maximize=self.maximize)
+        kernel(weights, gradients, state["sum"], steps, **numbers, maximize=self.maximize)
         return True
 
     def remembers(self, learned: Collection[str], hyper: Collection[str]) -> frozenset[str]:

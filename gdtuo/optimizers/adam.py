@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -68,10 +68,10 @@ class AdamRule(PenalizedRule):
     ) -> bool:
         if not hyper["eps"] > 0:  # torch's 0 / 0 where a gradient has always been 0
             return False
-        kernel = torch._fused_adamw_ if self.decoupled else torch._fused_adam_
-        moments = [state[name] for name in ("exp_avg", "exp_avg_sq")]
+        kernel: Callable[..., None] = torch._fused_adamw_ if self.decoupled else torch._fused_adam_
+        moments = state["exp_avg"], state["exp_avg_sq"], state.get("max_exp_avg_sq", [])
         numbers = {"weight_decay": 0.0, **hyper, "amsgrad": self.amsgrad, "maximize": self.maximize}
-        kernel(weights, gradients, *moments, state.get("max_exp_avg_sq", []), steps, **numbers)
+        kernel(weights, gradients, *moments, steps, **numbers)
         return True
 
     def remembers(self, learned: Collection[str], hyper: Collection[str]) -> frozenset[str]:

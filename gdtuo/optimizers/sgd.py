@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -52,9 +52,10 @@ class SGDRule(PenalizedRule):
     def native(
         self, weights: list[Tensor], gradients: list[Tensor], state: Mapping[str, list[Tensor]], hyper: Hyper, steps: list[Tensor]
     ) -> bool:
+        kernel: Callable[..., None] = torch._fused_sgd_
         numbers = {"momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, **hyper}
         switches = {"nesterov": self.nesterov, "maximize": self.maximize, "is_first_step": bool(steps[0] == 1)}
-        torch._fused_sgd_(weights, gradients, state.get("momentum_buffer", []), **numbers, **switches)
+        kernel(weights, gradients, state.get("momentum_buffer", []), **numbers, **switches)
         return True
 
     def remembers(self, learned: Collection[str], hyper: Collection[str]) -> frozenset[str]:
