@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format clean
+.PHONY: demo test bench targets lint format clean
 
 demo: $(READY)  ## the main job: plain Adam against a tower, a table and quickstart.png
 	$(BIN)/python examples/quickstart.py
@@ -12,6 +12,12 @@ demo: $(READY)  ## the main job: plain Adam against a tower, a table and quickst
 # Two workers of one thread each: the tests' networks are too small to gain from more threads in one.
 test: lint  ## formatter check, linter, type checker, all tests with doctests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+bench: $(READY)  ## what a tower costs, beside torch, the published package and others: tables and a picture in runs/bench
+	$(BIN)/python -m benchmarks
+
+targets: $(READY)  ## the promised figures, each with its limit: met or missed
+	$(BIN)/python -m benchmarks.targets
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
