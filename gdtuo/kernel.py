@@ -258,8 +258,8 @@ class _Lowering:
             return self._settled(term._replace(factor=_times(term.factor, -1.0)), args[0])
         if call.name == "pow" and not isinstance(args[1], Tensor) and args[1] == 2:
             term = self._terms[id(args[0])]
-            a = self._base(term)
-            square = _Term(_times(term.factor, term.factor), "mul", a, a)
+            base = self._base(term)
+            square = _Term(_times(term.factor, term.factor), "mul", base, base)
             return square if self._uses[id(call.result)] == 1 else square._replace(kind="array", a=self._compute(square), b=-1)
         if call.name in ("add", "sub"):
             sign = call.kwargs.get("alpha", 1) * (1 if call.name == "add" else -1)
@@ -286,19 +286,20 @@ class _Lowering:
         if y.kind == "array" and _is_one(y.factor) and (x.kind != "array" or not _is_one(x.factor)):
             x, y = y, x
         if x.kind == y.kind == "array" and self._is_complement(y.factor, x.factor):
-            operands = (_array(x.a), _array(y.a), self._factor(y.factor))
-            return _Term(1.0, "array", self._emit("lerp", operands, self.dtypes[x.a]))
+            between = (_array(x.a), _array(y.a), self._factor(y.factor))
+            return _Term(1.0, "array", self._emit("lerp", between, self.dtypes[x.a]))
         register = self._materialize(x)
         if y.kind == "array":
-            name, operands = "axpy", (_array(register), _array(y.a))
+            name, operands = "axpy", [_array(register), _array(y.a)]
         else:
-            name, operands = f"addc{y.kind}", (_array(register), _array(y.a), _array(y.b))
+            name, operands = f"addc{y.kind}", [_array(register), _array(y.a), _array(y.b)]
         return _Term(1.0, "array", self._emit(name, (*operands, self._factor(y.factor)), self.dtypes[register]))
 
     def _is_complement(self, a: Number, b: Number) -> bool:
         """Whether a = 1 - b."""
-        tensors = isinstance(a, Tensor) and isinstance(b, Tensor)
-        return tensors and self._complements.get(id(self._source(a)), 0) == id(self._source(b))
+        if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+            return False
+        return self._complements.get(id(self._source(a)), 0) == id(self._source(b))
 
     def _general(self, call: Call, args: Sequence[Any]) -> int:
         def bound(x: Any) -> Any:

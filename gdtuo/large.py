@@ -133,7 +133,7 @@ class LargeBucket(SegmentedBucket):
             if x is None or x.dtype != dtype
         ]
         steady = {name for name, x in zip(kernel.inputs, arrays, strict=True) if x is not None}
-        gathered = [name for name in ("weights", "gradient") if name in steady]
+        gathered = [name for name in kernel.inputs if name in steady and name in ("weights", "gradient")]
         return Prepared(blocks, gathered, moving, rows, filled if Compiled.usable else 0, cuts, places)
 
     def _gathered(self, name: str, piece: Piece) -> Tensor:
@@ -221,7 +221,7 @@ class LargeBucket(SegmentedBucket):
         self, kernel: Kernel, prepared: Prepared, moving: Sequence[tuple[int, Tensor | None, Any]], factors: Sequence[Tensor]
     ) -> Any:
         """Run the compiled kernel over the rows of a piece; None if nothing was done."""
-        rows = list(prepared.rows)
+        rows: list[Any] = list(prepared.rows)
         for i, array, _ in moving:
             assert array is not None
             rows[i] = array[: prepared.compiled].view(-1, ROW)
@@ -253,6 +253,7 @@ class LargeBucket(SegmentedBucket):
                 dots[:, piece.segments] += part
             if products is not None:
                 row, gradient = self.places[piece.first].row, self._current("gradient", piece)
+                assert gradient is not None
                 for name in recipe.own:
                     product = gradient * self.arrays[f"trace_{name}"][piece.start : piece.stop]
                     products[row : row + piece.length, self.learned.index(name)] = product.to(products)

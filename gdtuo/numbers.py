@@ -77,7 +77,7 @@ class Function:
             steps.append((function, arguments, places[id(call.result)]))
         return memory, steps, [place(x) for x in self.outputs]
 
-    def evaluator(self, columns: int) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    def evaluator(self, columns: int) -> Callable[[Any], Any]:
         """A fast form on the CPU: of lists of numbers for one column, of arrays [inputs, columns] for several.
 
         To be called where NumPy is silent about inf and NaN, see `quiet`.

@@ -146,9 +146,9 @@ def _kernel(recipe: Recipe, kind: str) -> Kernel:
     slopes = [f"slope {name}" for name in recipe.own]
     if kind == "pull":  # sums of 16-bit numbers are formed in 32 bits
         dtype = torch.promote_types(recipe.dtype, torch.float32)
-        names = recipe.traces if recipe.traced else (*recipe.state, *recipe.remembered)
+        kept = recipe.traces if recipe.traced else (*recipe.state, *recipe.remembered)
         numbers = () if recipe.traced else (*recipe.numbers, *slopes)
-        return Kernel(recipe._pull, recipe._examples(("gradient", *names), dtype), (*numbers, "step"))
+        return Kernel(recipe._pull, recipe._examples(("gradient", *kept), dtype), (*numbers, "step"))
     main = recipe._examples(("weights", "gradient"), recipe.dtype)
     if kind == "learn":
         numbers = (*recipe.numbers, *(slopes if recipe.traced and not recipe.spread else ()))
