@@ -89,7 +89,7 @@ TARGETS = (
     iteration("27M", tower_name(ALL, 3, True), FUSED_ADAM, 1.15),
     Target("compiling, empty cache: first three fused iterations - eager", Compiling("cold"), 20, " s"),
     Target("compiling, full cache: first three fused iterations - eager", Compiling("warm"), 5, " s"),
-    Target("compiling: graphs compiled again, for three other models", Compiling("again"), 0),
+    Target("compiling: graphs compiled again, for four other models", Compiling("again"), 0),
     iteration("0.1M", PUBLISHED, tower_name(ALL, 1), 1.8, at_least=True),
     iteration("27M", PUBLISHED, tower_name(ALL, 1, True), 1.8, at_least=True),
     many("gdtuo eager, lr, height 1, per tensor", 2.0),

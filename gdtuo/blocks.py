@@ -268,8 +268,11 @@ class Blocks:
         for to, source in self._after:
             places[to].copy_(places[self._place[source]])
 
-    def dots(self, places: Sequence[Tensor], lengths: Sequence[int]) -> Any:
+    def dots(self, places: Sequence[Tensor], lengths: Sequence[int], parts: dict[int, Sequence[Tensor]] | None = None) -> Any:
         """The dot products of a block that has run, over stretches of the given lengths.
+
+        Args:
+            parts: place -> its stretches, kept between calls on the same places.
 
         Returns:
             [dots][stretches]: numbers on the CPU, elsewhere a tensor.
@@ -277,11 +280,20 @@ class Blocks:
         if len(lengths) == 1:
             found = [[_dot(places[a], places[b])] for a, b in self._dots]
         else:
-            parts = {place: places[place].split(lengths) for pair in self._dots for place in pair}
-            found = [[_dot(a, b) for a, b in zip(parts[i], parts[j], strict=True)] for i, j in self._dots]
+            parts = {} if parts is None else parts
+            for place in {place for pair in self._dots for place in pair} - parts.keys():
+                parts[place] = places[place].split(lengths)
+            found = [_stretches(parts[i], parts[j]) for i, j in self._dots]
         if places[0].device.type == "cpu":
             return [[x.item() for x in row] for row in found]
         return torch.stack([torch.stack(row) for row in found]).double()
+
+
+def _stretches(a: Sequence[Tensor], b: Sequence[Tensor]) -> list[Tensor]:
+    """The dot products of pairs; squares with fewer calls."""
+    if a is b and a[0].dtype.itemsize > 2:
+        return list(torch.stack(torch._foreach_norm(list(a))).square_().unbind(0))
+    return [_dot(x, y) for x, y in zip(a, b, strict=True)]
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

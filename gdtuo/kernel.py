@@ -100,6 +100,7 @@ class Kernel:
         dots: pairs of registers whose dot products are wanted.
         factors: of the hyperparameters: the numbers that operations are scaled with.
         change: the register of the wanted array, and the place of its factor among the factors.
+        change_alone: whether no operation takes that factor.
         lasting: whether what the tangents are made of stands apart from weights and gradient.
         sums: of the hyperparameters and the dot products: [⟨g, z⟩ ..., |z|² ..., |g|², |Δ|²], 0 where not wanted.
 
@@ -150,6 +151,8 @@ class Kernel:
             sums += [none if gg is None else products[gg]]
             sums += [none if dd is None or moved is None else products[dd] * moved[1] ** 2]
         self.operations, self.dtypes = lowering.operations, lowering.dtypes
+        taken = {ref.place for operation in self.operations for ref in _refs(operation.args) if ref.kind == "factor"}
+        self.change_alone = self.change is not None and self.change[1] not in taken
         self.factors = Function(lowering.scalars, given, lowering.factors)
         self.sums = Function([*lowering.scalars, *recorder.calls], given | dots, sums)
 

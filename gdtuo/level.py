@@ -25,7 +25,7 @@ __all__ = ["Learning", "Level", "Params"]
 
 Params: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]] | None
 
-#: torch's own choices between implementations of one update: recorded in the groups, of no effect here.
+#: torch's own choices between implementations of one update, recorded in the groups. "fused" compiles; the others have no effect.
 HINTS = ("foreach", "capturable", "differentiable", "fused")
 
 TOWER_KEY = re.compile(r"L\d+/")

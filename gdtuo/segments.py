@@ -145,7 +145,7 @@ class SegmentedBucket(Bucket):
     ) -> tuple[Sequence[Any], Sequence[Tensor]]:
         """The factors of some segments as numbers and as tensors.
 
-        On a device both are tensors, and where parameters differ both are arrays: `lengths` are those of the segments.
+        On a device both are tensors; a factor in which segments, of the given lengths, differ is an array in both.
         """
         key = id(kernel)
         if isinstance(factors, list) or (len(lengths) == 1 and isinstance(factors, np.ndarray)):
@@ -153,13 +153,23 @@ class SegmentedBucket(Bucket):
             memory[:] = factors if isinstance(factors, list) else factors[:, part.start]
             return memory.tolist(), self._elements[key]
         chosen = torch.as_tensor(factors[:, part]).to(self._vectors[key].dtype)
-        if len(lengths) > 1:
-            counts = torch.tensor(lengths, device=self.device)
-            chosen = chosen.repeat_interleave(counts, dim=1, output_size=sum(lengths))
-        else:
-            chosen = chosen[:, 0]
-        tensors = list(chosen.unbind(0))
-        return tensors, tensors
+        if len(lengths) == 1:
+            tensors = list(chosen[:, 0].unbind(0))
+            return tensors, tensors
+        counts = torch.tensor(lengths, device=self.device)
+        if self.device.type != "cpu":
+            tensors = list(chosen.repeat_interleave(counts, dim=1, output_size=sum(lengths)).unbind(0))
+            return tensors, tensors
+        # most are the same everywhere, and stay numbers; that of the change alone is applied later
+        first = chosen[:, 0]
+        differ = (chosen != chosen[:, :1]).any(1).tolist()
+        if kernel.change and kernel.change_alone:
+            differ[kernel.change[1]] = False
+        spread = [
+            row.repeat_interleave(counts, output_size=sum(lengths)) if d else None for row, d in zip(chosen, differ, strict=True)
+        ]
+        numbers = [n if row is None else row for n, row in zip(first.tolist(), spread, strict=True)]
+        return numbers, [n if row is None else row for n, row in zip(first.unbind(0), spread, strict=True)]
 
     def _add(self, table: Array, kernel: Kernel, segments: Segments, given: Any, dots: Any, moved: Array | None = None) -> None:
         """Add a run's sums to the table.

@@ -1,16 +1,17 @@
-"""`SmallBucket`: parameters of an elementwise rule that fit one block together.
+"""`SmallBucket`: parameters of an elementwise rule that fit into two blocks together.
 
 They are gathered, updated with few calls, and what the update made of them is kept: the tangents of the last update stand
-in memory of the bucket's own, a block each, and its pull-back is dot products alone. That memory is no state: after
+in memory of the bucket's own and its pull-back is dot products alone. That memory is no state: after
 loading, tangents come from the state, to the same bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,9 @@ from .tape import Array
 
 __all__ = ["SmallBucket"]
 
+#: Weights in a bucket at most.
+LARGEST = 2 * BLOCK
+
 
 @dataclass
 class Plan:
@@ -31,6 +35,7 @@ class Plan:
     blocks: Blocks
     places: list[Tensor]  # the kernel's arrays and temporaries
     change: list[Tensor]  # views of what is added to the parameters, in their shapes
+    parts: dict[int, Sequence[Tensor]] = field(default_factory=dict)  # of the arrays in dot products, by segment
 
 
 class SmallBucket(SegmentedBucket):
@@ -47,7 +52,7 @@ class SmallBucket(SegmentedBucket):
     def fits(recipe: Recipe, params: Sequence[Tensor]) -> bool:
         """Whether parameters can stand in such a bucket."""
         wide = recipe.dtype.itemsize > 2  # sums of 16-bit tangents would be formed in 16 bits
-        return not recipe.traced and not recipe.spread and wide and sum(numel(p) for p in params) <= BLOCK
+        return not recipe.traced and not recipe.spread and wide and sum(numel(p) for p in params) <= LARGEST
 
     def __init__(self, *args: Any, workspace: Workspace, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -132,7 +137,7 @@ class SmallBucket(SegmentedBucket):
         if not kept:
             factors = self._evaluate(kernel.factors, segments, given)
             plan.blocks.run(plan.places, *self._scalars(kernel, factors, slice(0, len(lengths)), lengths))
-        dots = plan.blocks.dots(plan.places, lengths)
+        dots = plan.blocks.dots(plan.places, lengths, plan.parts)
         if isinstance(given, list):
             dots = [some[0] for some in dots]
         self._add(table, kernel, segments, given, dots)
@@ -146,22 +151,25 @@ class SmallBucket(SegmentedBucket):
         if "weights" in kernel.inputs:
             self._gather("weights", run)
         plan.blocks.run(plan.places, numbers, tensors)
-        self._move(run, kernel, plan, numbers, tensors)
+        self._move(run, segments, kernel, plan, factors, numbers)
         if learn and kernel.lasting:
             self._tangents_of[run.first, run.last] = tick
 
-    def _move(self, run: Run, kernel: Kernel, plan: Plan, numbers: Sequence[Any], tensors: Sequence[Tensor]) -> None:
+    def _move(self, run: Run, segments: Segments, kernel: Kernel, plan: Plan, factors: Any, numbers: Sequence[Any]) -> None:
         """Add the change to the parameters."""
         assert kernel.change is not None
         assert plan.blocks.change is not None
-        factor = numbers[kernel.change[1]]
-        if not isinstance(factor, Tensor):
-            torch._foreach_add_(run.params, plan.change, alpha=factor)
-            return
-        change = plan.places[plan.blocks.change]
-        scaled = self._workspace.get("change", len(change), change.dtype, self.device)
-        torch.mul(change, factor, out=scaled)
-        torch._foreach_add_(run.params, self._shapes("scaled", scaled, run))
+        place = kernel.change[1]
+        if isinstance(factors, np.ndarray) and kernel.change_alone:
+            each = factors[place].astype(self._memory[id(kernel)].dtype).tolist()
+            torch._foreach_add_(run.params, torch._foreach_mul(plan.change, [each[t] for t in segments.of]))
+        elif not isinstance(numbers[place], Tensor):
+            torch._foreach_add_(run.params, plan.change, alpha=numbers[place])
+        else:
+            change = plan.places[plan.blocks.change]
+            scaled = self._workspace.get("change", change.numel(), change.dtype, self.device)
+            torch.mul(change, numbers[place], out=scaled)
+            torch._foreach_add_(run.params, self._shapes("scaled", scaled, run))
 
     def forget(self) -> None:
         super().forget()

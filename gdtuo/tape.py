@@ -204,10 +204,12 @@ class Tape(Generic[T]):
         def array(tensor: Tensor) -> np.ndarray:
             return tensor.detach().numpy()
 
-        if call.name == "cat":
-            dim = call.args[1] if len(call.args) > 1 else 0
-            parts = call.result.split([x.shape[dim] for x in call.args[0]], dim)
-            return [(np.copyto, (array(part), array(x))) for part, x in zip(parts, call.args[0], strict=True)]
+        if call.name in ("cat", "stack"):
+            dim, sources, result = (call.args[1] if len(call.args) > 1 else 0), call.args[0], call.result
+            parts = result.split([x.shape[dim] for x in sources], dim) if call.name == "cat" else result.unbind(dim)
+            return [(np.copyto, (array(part), array(x))) for part, x in zip(parts, sources, strict=True)]
+        if call.name == "sum" and call.result.numel() == call.args[0].numel() and call.result.dtype == call.args[0].dtype:
+            return [(np.copyto, (array(call.result), array(call.args[0]).reshape(call.result.shape)))]  # of one number each
         return translate(call, array, array(call.result))
 
     def __call__(self) -> T:

@@ -15,6 +15,7 @@ from cases import F64, TOWERS, Awkward, backward, batch, train, two_groups
 from torch import Tensor, nn
 
 import gdtuo
+from gdtuo.blocks import BLOCK
 
 SHAPES = pytest.mark.parametrize("shape", TOWERS)
 
@@ -166,7 +167,7 @@ def weight_sized(optimizer: torch.optim.Optimizer, n: int) -> int:
         for key, value in group.items():
             if isinstance(value, Tensor) and key != "params":
                 storages[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
-    return round(sum(storages.values()) / (8 * n), 1)
+    return round(sum(storages.values()) / (4 * n), 1)
 
 
 #: ours, torch's, options of both, what is learned, how many weight-sized arrays more than torch's a tower keeps
@@ -188,12 +189,16 @@ BUFFERS = {
 }
 
 
+#: Blocks of temporaries that a tower keeps at most, whatever the size of the model.
+BLOCKS = 16
+
+
 @pytest.mark.parametrize("height", [0, 1, 3])
 @pytest.mark.parametrize("name", BUFFERS)
 def test_weight_sized_buffers(name, height):
     ours_class, torch_class, options, learning, more = BUFFERS[name]
-    n = 100_000
-    weights = [nn.Parameter(torch.ones(n // 2, 2, dtype=F64)) for _ in range(2)]
+    n = 20 * BLOCK
+    weights = [nn.Parameter(torch.ones(n // 2, 2)) for _ in range(2)]
     above = None
     for _ in range(height):
         above = gdtuo.SGD() if above is None else gdtuo.SGD(optimizer=above)
@@ -201,16 +206,29 @@ def test_weight_sized_buffers(name, height):
     plain = torch_class(weights[1:], foreach=False, **options)
     for scale in (1.0, -0.5, 2.0):
         for w, optimizer in zip(weights, (ours, plain), strict=True):
-            w.grad = torch.linspace(-1, 1, n, dtype=F64).view(-1, 2) * scale
+            w.grad = torch.linspace(-1, 1, n).view(-1, 2) * scale
             optimizer.step()
     assert weight_sized(ours, n) == weight_sized(plain, n) + (more if height else 0)
-    # and what state_dict() shows is all there is: nothing of a weight's size hides in attributes
-    held = [
-        t
-        for t in live_objects(ours)
-        if t.numel() >= n and t.data_ptr() not in (weights[0].data_ptr(), weights[0].grad.data_ptr())
-    ]
-    assert len({t.untyped_storage().data_ptr() for t in held}) == math.ceil(weight_sized(ours, n) - 0.05)
+    # and what state_dict() shows is all there is: besides it there are blocks, a fixed number of them
+    known = (weights[0].data_ptr(), weights[0].grad.data_ptr())
+    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in live_objects(ours) if t.data_ptr() not in known}
+    shown = {t.untyped_storage().data_ptr() for t in tensors_in([ours.state, ours.param_groups])}
+    hidden = [size for storage, size in held.items() if storage not in shown and storage not in known]
+    assert sum(hidden) <= BLOCKS * BLOCK * 4
+    assert len([size for size in held.values() if size >= 4 * n]) == math.ceil(weight_sized(ours, n) - 0.05)
+
+
+@pytest.mark.parametrize("learn", ["lr", "all"])
+def test_a_small_model_keeps_blocks_of_its_own_size(learn):
+    n = 1000
+    (w,) = [nn.Parameter(torch.ones(n))]
+    optimizer = gdtuo.RMSProp([w], momentum=0.5, weight_decay=0.1, learn=learn, optimizer=gdtuo.SGD(optimizer=gdtuo.SGD()))
+    for scale in (1.0, -0.5, 2.0):
+        w.grad = torch.linspace(-1, 1, n) * scale
+        optimizer.step()
+    shown = {t.untyped_storage().data_ptr() for t in tensors_in([optimizer.state, optimizer.param_groups])}
+    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in live_objects(optimizer)}
+    assert sum(size for storage, size in held.items() if storage not in shown) <= BLOCKS * n * 4 + 20_000
 
 
 def live_objects(root: Any) -> list[Tensor]:

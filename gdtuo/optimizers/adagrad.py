@@ -96,8 +96,11 @@ class AdaGrad(Level):
         initial_accumulator_value: G before the first step, >= 0. Default: 0.
         eps: ε >= 0, in units of gradient. Default: 1e-10.
         maximize: ascend instead of descend.
-        foreach, fused: torch's choice between its own implementations of this same update; recorded in the
-            groups, as torch does, so that scripts and checkpoints move between the two.
+        foreach: torch's choice between its own implementations of this same update; recorded in the groups, as torch
+            does, so that scripts and checkpoints move between the two, and of no effect.
+        fused: compile pull-back and update to one pass over memory each where parameters are large (on the CPU from 131,072
+            weights on); needs a C++ compiler, on CUDA Triton, else warns once and runs as it does without.
+            Default: None, no compiling.
         differentiable: only False; a tower needs no differentiable step, and `True` raises.
         learning: the keywords of `Learning`: optimizer, learn, per, hypergradient, horizon, domains.
 

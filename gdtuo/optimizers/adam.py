@@ -153,8 +153,11 @@ class Adam(Level):
         weight_decay: λ >= 0, an L2 penalty that enters the gradient. Default: 0.
         amsgrad: divide by the largest v so far (Reddi et al. 2018).
         maximize: ascend instead of descend.
-        foreach, capturable, fused: torch's choice between its own implementations of this same update;
-            recorded in the groups, as torch does, so that scripts and checkpoints move between the two.
+        foreach, capturable: torch's choice between its own implementations of this same update; recorded in the groups, as torch
+            does, so that scripts and checkpoints move between the two, and of no effect.
+        fused: compile pull-back and update to one pass over memory each where parameters are large (on the CPU from 131,072
+            weights on); needs a C++ compiler, on CUDA Triton, else warns once and runs as it does without.
+            Default: None, no compiling.
         differentiable: only False; a tower needs no differentiable step, and `True` raises.
         learning: the keywords of `Learning`: optimizer, learn, per, hypergradient, horizon, domains.
 

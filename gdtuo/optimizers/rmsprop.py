@@ -113,8 +113,10 @@ class RMSProp(Level):
         momentum: μ in [0, 1]. Default: 0.
         centered: divide by the standard deviation instead of the root mean square.
         maximize: ascend instead of descend.
-        capturable, foreach: torch's choice between its own implementations of this same update; recorded in
-            the groups, as torch does, so that scripts and checkpoints move between the two.
+        foreach, capturable: torch's choice between its own implementations of this same update; recorded in the groups, as torch
+            does, so that scripts and checkpoints move between the two, and of no effect.
+        fused: compile pull-back and update to one pass over memory each where parameters are large, as in `Adam`.
+            Keyword only; torch's RMSprop has no such argument. Default: None, no compiling.
         differentiable: only False; a tower needs no differentiable step, and `True` raises.
         learning: the keywords of `Learning`: optimizer, learn, per, hypergradient, horizon, domains.
 
@@ -150,9 +152,11 @@ class RMSProp(Level):
         foreach: bool | None = None,
         maximize: bool = False,
         differentiable: bool = False,
+        *,
+        fused: bool | None = None,
         **learning: Unpack[Learning],
     ) -> None:
         numbers = {"lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay, "momentum": momentum}
         switches = {"centered": centered, "maximize": maximize}
-        hints = {"capturable": capturable, "foreach": foreach, "differentiable": differentiable}
+        hints = {"capturable": capturable, "foreach": foreach, "differentiable": differentiable, "fused": fused}
         super().__init__(params, **numbers, **switches, **hints, **learning)

@@ -120,8 +120,11 @@ class SGD(Level):
         weight_decay: λ >= 0, an L2 penalty. Default: 0.
         nesterov: look one step of momentum ahead; needs momentum > 0 and no dampening.
         maximize: ascend instead of descend.
-        foreach, fused: torch's choice between its own implementations of this same update; recorded in the
-            groups, as torch does, so that scripts and checkpoints move between the two.
+        foreach: torch's choice between its own implementations of this same update; recorded in the groups, as torch
+            does, so that scripts and checkpoints move between the two, and of no effect.
+        fused: compile pull-back and update to one pass over memory each where parameters are large (on the CPU from 131,072
+            weights on); needs a C++ compiler, on CUDA Triton, else warns once and runs as it does without.
+            Default: None, no compiling.
         differentiable: only False; a tower needs no differentiable step, and `True` raises.
         learning: the keywords of `Learning`: optimizer, learn, per, hypergradient, horizon, domains.
 
