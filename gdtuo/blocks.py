@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .kernel import Kernel, Operation, Ref
+from .tape import on_host
 
 __all__ = ["BLOCK", "Blocks", "Workspace", "blocks_of"]
 
@@ -284,7 +285,7 @@ class Blocks:
             for place in {place for pair in self._dots for place in pair} - parts.keys():
                 parts[place] = places[place].split(lengths)
             found = [_stretches(parts[i], parts[j]) for i, j in self._dots]
-        if places[0].device.type == "cpu":
+        if on_host(places[0].device):
             return [[x.item() for x in row] for row in found]
         return torch.stack([torch.stack(row) for row in found]).double()
 

@@ -21,7 +21,7 @@ from .recipes import Recipe
 from .recording import UnrecordableError
 from .rules import Number
 from .small import SmallBucket
-from .tape import Array, quiet
+from .tape import Array, on_host, quiet
 from .whole import WholeBucket
 
 __all__ = ["Engine"]
@@ -320,7 +320,7 @@ class Engine:
 
 def _numbers(tensor: Tensor) -> Array:
     """The same memory as an array of numbers."""
-    return tensor.numpy() if tensor.device.type == "cpu" else tensor
+    return tensor.numpy() if on_host(tensor.device) else tensor
 
 
 def _real(p: Tensor) -> torch.dtype:

@@ -19,7 +19,7 @@ from .hyperparameters import Learned, written
 from .pullback import Sums, derive, elementwise_hypergradient, hypergradient, noise
 from .rules import Number, Rule
 from .store import Shape, Store
-from .tape import Tape
+from .tape import Tape, on_host
 from .torch_top import TorchFactory, TorchTop
 
 __all__ = ["Ladder", "Plan"]
@@ -131,7 +131,7 @@ class Ladder:
         self._active: list[bool] = []
         # a step of many numbers would keep all its intermediate results
         few = max(sum(rows) for rows in self.blocks) <= MANY and self.top is None
-        self._replays = few and self.device.type == "cpu"
+        self._replays = few and on_host(self.device)
         self._tapes: dict[Callable[[Ladder], None], Tape[None]] = {}
 
     def _play(self, function: Callable[[Ladder], None]) -> None:

@@ -15,12 +15,15 @@ from .fused import ROW, Compiled, compiled
 from .kernel import Kernel
 from .layout import Run, numel, unflatten
 from .segments import SegmentedBucket, Segments, here, like
-from .tape import Array
+from .tape import Array, on_host
 
 __all__ = ["LargeBucket"]
 
 #: Parameters of at least so many weights are worked on where they stand; smaller ones are gathered first.
 DIRECT = 16384
+
+#: Elsewhere than on the CPU fewer calls matter more than caches: a block is so many times as long there.
+DEVICE_BLOCKS = 16
 
 
 @dataclass
@@ -70,6 +73,7 @@ class LargeBucket(SegmentedBucket):
     def __init__(self, *args: Any, fused: bool, workspace: Workspace, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._fused, self._workspace = fused, workspace
+        self._block = BLOCK * (1 if self.device.type == "cpu" else DEVICE_BLOCKS)
         self._pieces: dict[int, tuple[Segments, list[Piece]]] = {}
         spread = [f"{prefix}{name}" for name in self.recipe.own for prefix in ("", "slope ")] if self.recipe.spread else []
         self._spread = dict(zip(spread, self._columns_of(spread), strict=True))  # what is an array, one number a weight
@@ -104,7 +108,7 @@ class LargeBucket(SegmentedBucket):
         """Whether a parameter joins a piece: while it fits a block, and segments of a size are not mixed."""
         size = self.offsets[last] - self.offsets[first]
         mixes = segment[last - run.first] != segment[first - run.first]
-        return self.offsets[last + 1] - self.offsets[first] <= BLOCK and not (mixes and size >= DIRECT)
+        return self.offsets[last + 1] - self.offsets[first] <= self._block and not (mixes and size >= DIRECT)
 
     # ---------------------------------------------------------------- arrays
 
@@ -114,14 +118,16 @@ class LargeBucket(SegmentedBucket):
         arrays: list[Tensor | None] = []
         for name in kernel.inputs:
             if name in ("weights", "gradient"):
-                arrays.append(None if piece.direct or length > BLOCK else self._gathered(name, piece))
+                arrays.append(None if piece.direct or length > self._block else self._gathered(name, piece))
             else:
                 arrays.append(None if name in self._spread else self.arrays[name][piece.start : piece.stop])
         # on the CPU half a block costs less in eager mode than the call of a compiled kernel
-        enough = BLOCK // 2 if self.device.type == "cpu" else 2 * ROW
+        enough = self._block // 2 if self.device.type == "cpu" else 2 * ROW
         filled = length // ROW * ROW if self._fused and whole and length >= enough else 0
         rows = [x if x is None else x[:filled].view(-1, ROW) for x in arrays]
-        cuts = [(start, min(start + BLOCK, length)) for start in range(filled if Compiled.usable else 0, length, BLOCK)]
+        cuts = [
+            (start, min(start + self._block, length)) for start in range(filled if Compiled.usable else 0, length, self._block)
+        ]
         places = []
         for start, stop in cuts:
             block = [x if x is None else x[start:stop] for x in arrays]
@@ -140,7 +146,7 @@ class LargeBucket(SegmentedBucket):
         """The memory that small parameters, or one whose memory is not contiguous, are gathered into."""
         if name not in piece.flat:
             params, length, dtype = self.params[piece.first : piece.last], piece.length, self.recipe.dtype
-            if length > BLOCK:  # not kept
+            if length > self._block:  # not kept
                 flat = torch.empty(length, dtype=dtype, device=self.device)
             else:
                 flat = self._workspace.get(name, length, dtype, self.device)
@@ -160,7 +166,7 @@ class LargeBucket(SegmentedBucket):
             tensor = p if name == "weights" else p.grad
             assert tensor is not None
             return tensor.detach().reshape(-1)
-        return piece.flat[name] if piece.length <= BLOCK and not piece.direct else self._gather(name, piece)
+        return piece.flat[name] if piece.length <= self._block and not piece.direct else self._gather(name, piece)
 
     def _stands(self, piece: Piece) -> bool:
         """Whether a piece is worked on where it stands; its owner may have changed its memory format."""
@@ -175,7 +181,7 @@ class LargeBucket(SegmentedBucket):
     def _scatter(self, piece: Piece) -> None:
         """Put gathered weights back."""
         torch._foreach_copy_(self.params[piece.first : piece.last], piece.shaped["weights"])
-        if piece.length > BLOCK:
+        if piece.length > self._block:
             piece.flat.clear()
             piece.shaped.clear()
 
@@ -232,7 +238,7 @@ class LargeBucket(SegmentedBucket):
         if not kernel.dots:
             return []
         sums = torch.stack(result).sum(1, keepdim=True, dtype=torch.float64)
-        return sums.tolist() if self.device.type == "cpu" else sums
+        return sums.tolist() if on_host(self.device) else sums
 
     # ---------------------------------------------------------------- pull-back and update
 
@@ -266,8 +272,7 @@ class LargeBucket(SegmentedBucket):
         numbers = here(self.last[segments.indices], self.device)[:, -1]
         if isinstance(numbers, np.ndarray):
             return np.add.reduceat(numbers, segments.starts)
-        index = torch.tensor(segments.of, device=self.device)
-        return numbers.new_zeros(len(segments.starts)).index_add_(0, index, numbers)
+        return numbers.new_zeros(len(segments.starts)).index_add_(0, segments.of_each, numbers)
 
     def _native(self, run: Run, segments: Segments, rows: Array, learn: bool) -> bool:
         # a compiled kernel remembers the gradient in the same pass

@@ -53,6 +53,8 @@ class Function:
         self.inputs, self.outputs = dict(inputs), list(outputs)
         # a constant without arguments needs no call: its value is known
         self._calls = [call for call in live(calls, outputs) if call.tensors or call.name not in CONSTANTS]
+        computed = {id(x) for x in inputs.values()} | {id(call.result) for call in self._calls}
+        self._constants = [_constant(x).item() for x in outputs if id(x) not in computed]
         self._program = self._in_python()
 
     def _in_python(self) -> tuple[list[Any], list[tuple[Callable[..., Any], list[int], int]], list[int]] | None:
@@ -136,7 +138,8 @@ class Function:
             memory[id(call.result)] = call.function(*args, **call.kwargs)
         if not self.outputs:
             return given[:0]
-        rows = [memory[id(x)].to(given) if id(x) in memory else _constant(x).to(given) for x in self.outputs]
+        constants = iter(self._constants)
+        rows = [memory[id(x)].to(given) if id(x) in memory else given.new_full((), next(constants)) for x in self.outputs]
         return torch.stack([row.expand(given.shape[1]) for row in rows])
 
 

@@ -19,14 +19,14 @@ from .kernel import Kernel
 from .layout import Bucket, Run, unflatten
 from .numbers import Function
 from .rules import Rule
-from .tape import Array
+from .tape import Array, on_host
 
 __all__ = ["SegmentedBucket", "Segments", "here", "like"]
 
 
 @dataclass
 class Segments:
-    """The T segments of a run; all but the last three are indices into an `Array`."""
+    """The T segments of a run; those without a type are indices into an `Array`."""
 
     rows: Any  # [T] rows of the table that each adds to
     leads: Any  # [T] each one's first parameter among all parameters
@@ -35,6 +35,7 @@ class Segments:
     segment: Any  # [parameters] the segment that each belongs to
     starts: list[int]  # [T] each one's first parameter in the run
     of: list[int]  # [parameters] the segment that each belongs to
+    of_each: Tensor  # the same on the device
     evaluators: dict[Function, Any] = field(default_factory=dict)
 
     @property
@@ -52,6 +53,7 @@ class SegmentedBucket(Bucket):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._segments: dict[tuple[int, int], Segments] = {}
+        self._lengths_of: dict[tuple[int, ...], Tensor] = {}
         self._listed: dict[tuple[int, int], dict[str, list[Tensor]]] = {}  # states as lists, by run
         kinds = self.KINDS[0] if self.recipe.own else self.KINDS[1]
         self._kernels = {kind: self.recipe.kernel(kind) for kind in kinds}
@@ -77,7 +79,7 @@ class SegmentedBucket(Bucket):
         if places and list(places) == list(range(places[0], places[0] + len(places))):
             return slice(places[0], places[0] + len(places))
         index = torch.tensor(places, dtype=torch.int64, device=self.device)
-        return index.numpy() if self.device.type == "cpu" else index
+        return index.numpy() if on_host(self.device) else index
 
     def _initial(self) -> dict[str, Tensor]:
         weights = torch.cat([_flattened(p) for p in self.params])
@@ -114,6 +116,7 @@ class SegmentedBucket(Bucket):
             self._index(of) if len(starts) > 1 else slice(None),
             starts,
             of,
+            torch.tensor(of, device=self.device),
         )
 
     # ---------------------------------------------------------------- numbers
@@ -156,8 +159,8 @@ class SegmentedBucket(Bucket):
         if len(lengths) == 1:
             tensors = list(chosen[:, 0].unbind(0))
             return tensors, tensors
-        counts = torch.tensor(lengths, device=self.device)
-        if self.device.type != "cpu":
+        counts = self._counted(lengths)
+        if isinstance(factors, Tensor):
             tensors = list(chosen.repeat_interleave(counts, dim=1, output_size=sum(lengths)).unbind(0))
             return tensors, tensors
         # most are the same everywhere, and stay numbers; that of the change alone is applied later
@@ -170,6 +173,15 @@ class SegmentedBucket(Bucket):
         ]
         numbers = [n if row is None else row for n, row in zip(first.tolist(), spread, strict=True)]
         return numbers, [n if row is None else row for n, row in zip(first.unbind(0), spread, strict=True)]
+
+    def _counted(self, lengths: Sequence[int]) -> Tensor:
+        """As a tensor on the device, sent there once."""
+        key = tuple(lengths)
+        if key not in self._lengths_of:
+            if len(self._lengths_of) >= 64:
+                self._lengths_of.clear()
+            self._lengths_of[key] = torch.tensor(lengths, device=self.device)
+        return self._lengths_of[key]
 
     def _add(self, table: Array, kernel: Kernel, segments: Segments, given: Any, dots: Any, moved: Array | None = None) -> None:
         """Add a run's sums to the table.
@@ -260,7 +272,7 @@ def _flattened(tensor: Tensor) -> Tensor:
 
 def here(array: Array, device: torch.device) -> Array:
     """Numbers where a device needs them: NumPy's on the CPU."""
-    if device.type == "cpu":
+    if on_host(device):
         return array if isinstance(array, np.ndarray) else array.cpu().numpy()
     return torch.as_tensor(array, device=device)
 

@@ -17,11 +17,20 @@ from torch import Tensor
 
 from .recording import Call, record, tensors_in
 
-__all__ = ["Array", "Tape", "live", "quiet", "translate"]
+__all__ = ["Array", "Tape", "live", "on_host", "quiet", "translate"]
 
 T = TypeVar("T")
 Array: TypeAlias = Any  # np.ndarray on the CPU, torch.Tensor elsewhere: indexing and operators are the same
 Step: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...]]
+
+#: Set to have numbers as tensors on the CPU too, as they are on other devices: for tests of that path.
+TENSORS = False
+
+
+def on_host(device: torch.device) -> bool:
+    """Whether numbers for a device are NumPy's and Python's: they are where to read one is no synchronisation."""
+    return device.type == "cpu" and not TENSORS
+
 
 #: Inside it NumPy goes on with inf and NaN without a word, as torch does. Entered once a step: it costs as much as an operation.
 quiet = functools.partial(np.errstate, all="ignore")
