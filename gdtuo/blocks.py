@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .kernel import Kernel, Operation, Ref
-from .tape import on_host
+from .tape import Array, on_host
 
 __all__ = ["BLOCK", "Blocks", "Workspace", "blocks_of"]
 
@@ -269,7 +269,7 @@ class Blocks:
         for to, source in self._after:
             places[to].copy_(places[self._place[source]])
 
-    def dots(self, places: Sequence[Tensor], lengths: Sequence[int], parts: dict[int, Sequence[Tensor]] | None = None) -> Any:
+    def dots(self, places: Sequence[Tensor], lengths: Sequence[int], parts: dict[int, Sequence[Array]] | None = None) -> Any:
         """The dot products of a block that has run, over stretches of the given lengths.
 
         Args:
@@ -278,23 +278,20 @@ class Blocks:
         Returns:
             [dots][stretches]: numbers on the CPU, elsewhere a tensor.
         """
+        host = on_host(places[0].device)
         if len(lengths) == 1:
             found = [[_dot(places[a], places[b])] for a, b in self._dots]
-        else:
-            parts = {} if parts is None else parts
-            for place in {place for pair in self._dots for place in pair} - parts.keys():
-                parts[place] = places[place].split(lengths)
-            found = [_stretches(parts[i], parts[j]) for i, j in self._dots]
-        if on_host(places[0].device):
-            return [[x.item() for x in row] for row in found]
+            return (
+                [[x.item() for x in row] for row in found] if host else torch.stack([torch.stack(row) for row in found]).double()
+            )
+        parts = {} if parts is None else parts
+        for place in {place for pair in self._dots for place in pair} - parts.keys():
+            wide = places[place] if places[place].dtype.itemsize > 2 else places[place].float()
+            parts[place] = [x.numpy() if host else x for x in wide.split(lengths)]
+        if host:  # NumPy's calls take a third of the time of torch's
+            return [[float(x.dot(y)) for x, y in zip(parts[i], parts[j], strict=True)] for i, j in self._dots]
+        found = [[torch.dot(x, y) for x, y in zip(parts[i], parts[j], strict=True)] for i, j in self._dots]
         return torch.stack([torch.stack(row) for row in found]).double()
-
-
-def _stretches(a: Sequence[Tensor], b: Sequence[Tensor]) -> list[Tensor]:
-    """The dot products of pairs; squares with fewer calls."""
-    if a is b and a[0].dtype.itemsize > 2:
-        return list(torch.stack(torch._foreach_norm(list(a))).square_().unbind(0))
-    return [_dot(x, y) for x, y in zip(a, b, strict=True)]
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class Plan:
     blocks: Blocks
     places: list[Tensor]  # the kernel's arrays and temporaries
     change: list[Tensor]  # views of what is added to the parameters, in their shapes
-    parts: dict[int, Sequence[Tensor]] = field(default_factory=dict)  # of the arrays in dot products, by segment
+    parts: dict[int, Sequence[Array]] = field(default_factory=dict)  # of the arrays in dot products, by segment
 
 
 class SmallBucket(SegmentedBucket):
