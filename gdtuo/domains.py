@@ -78,7 +78,11 @@ class Domain(ABC):
     def learnable(self, value: float) -> bool:
         """Whether a shift can move `value` and it stands within the bounds."""
         inside = self.minimum <= value <= self.maximum
-        return inside and self.allows(value) and math.isfinite(float(self.raw(torch.tensor(value, dtype=torch.float64))))
+        return (
+            inside
+            and self.allows(value)
+            and math.isfinite(float(self.raw(torch.tensor(value, dtype=torch.float64, device="cpu"))))
+        )
 
     def limits(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """The smallest and the largest shift that keep the effective value within the bounds."""

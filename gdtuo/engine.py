@@ -62,6 +62,10 @@ class Engine:
 
     def build(self) -> None:
         """Lay out all arrays; entries of groups and state that fit are taken over."""
+        with torch.device("cpu"):  # what names no device is the host's, whatever default a user has set
+            self._build()
+
+    def _build(self) -> None:
         self._seen: list[Any] = []
         self._structure = self._read_structure()
         per, groups = self._bottom.options.per, self._groups

@@ -141,7 +141,8 @@ class Ladder:
             return
         tape = self._tapes.get(function)
         if tape is None:
-            tape = self._tapes[function] = Tape(lambda: function(self), state=[self.store.flat, self.skipped])
+            with torch.device("cpu"):  # as where it was built
+                tape = self._tapes[function] = Tape(lambda: function(self), state=[self.store.flat, self.skipped])
         tape()
 
     def write(self, numbers: Sequence[Sequence[Sequence[Number]]]) -> None:
@@ -230,7 +231,7 @@ class Ladder:
         """
         if active != self._active:
             self._active = list(active)
-            self.active.copy_(torch.tensor(self._active))
+            self.active.copy_(torch.tensor(self._active, device="cpu"))
         self._play(Ladder._stepped)
 
     def _stepped(self) -> None:

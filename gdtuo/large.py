@@ -211,7 +211,7 @@ class LargeBucket(SegmentedBucket):
                 if array is None:
                     assert values is not None
                     row = self.places[piece.first].row
-                    part = torch.as_tensor(values[row + start : row + stop, column])
+                    part = torch.as_tensor(values[row + start : row + stop, column], device=self.device)
                 else:
                     part = array if stop - start == piece.length else array[start:stop]
                 places[i] = part if part.dtype == kernel.dtypes[i] else part.to(kernel.dtypes[i])

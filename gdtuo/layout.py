@@ -110,7 +110,7 @@ class Bucket(ABC):
         like = next(iter(self.arrays.values()), None)
         for name in (*self.recipe.traces, *self.recipe.remembered):
             self.arrays[name] = self._empty() if like is None or like.shape != self._shape else torch.zeros_like(like)
-        self.steps = torch.zeros(len(self.params), dtype=torch.float32)
+        self.steps = torch.zeros(len(self.params), dtype=torch.float32, device="cpu")
         self._counts = self.steps.numpy()  # the same memory
         self._step_views = list(self.steps.unbind(0))
         for i in range(len(self.params)):

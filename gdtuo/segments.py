@@ -65,7 +65,7 @@ class SegmentedBucket(Bucket):
         self._target_index = self._index(self._targets)
         # factors as the operations take them, in the precision of their arithmetic: an array, and its elements
         dtype = torch.promote_types(self.recipe.dtype, torch.float32)
-        self._vectors = {id(kernel): torch.ones(len(kernel.factors.outputs), dtype=dtype) for kernel in kernels}
+        self._vectors = {id(kernel): torch.ones(len(kernel.factors.outputs), dtype=dtype, device="cpu") for kernel in kernels}
         self._memory = {key: vector.numpy() for key, vector in self._vectors.items()}
         self._elements = {key: list(vector.unbind(0)) for key, vector in self._vectors.items()}
 
@@ -155,7 +155,7 @@ class SegmentedBucket(Bucket):
             memory = self._memory[key]
             memory[:] = factors if isinstance(factors, list) else factors[:, part.start]
             return memory.tolist(), self._elements[key]
-        chosen = torch.as_tensor(factors[:, part]).to(self._vectors[key].dtype)
+        chosen = torch.as_tensor(factors[:, part], device=self.device).to(self._vectors[key].dtype)
         if len(lengths) == 1:
             tensors = list(chosen[:, 0].unbind(0))
             return tensors, tensors

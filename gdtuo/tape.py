@@ -106,7 +106,7 @@ def translate(call: Call, array: Callable[[Tensor], np.ndarray], out: np.ndarray
 
 def _as_array(x: Any, dtype: torch.dtype | None) -> Any:
     if isinstance(x, (int, float)) and not isinstance(x, bool) and dtype is not None and dtype.is_floating_point:
-        return torch.tensor(x, dtype=dtype).numpy()
+        return torch.tensor(x, dtype=dtype, device="cpu").numpy()
     return x
 
 

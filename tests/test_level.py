@@ -10,6 +10,8 @@ import torch
 
 import gdtuo
 
+F64 = torch.float64
+
 
 def weights(*shapes, seed=0, dtype=torch.float64):
     rng = torch.Generator().manual_seed(seed)
@@ -190,3 +192,25 @@ def test_empty_groups():
         descend(optimizer, 3)
         assert any(key.startswith("L0/g1/lr") for key in optimizer.hyperparameters())
         assert optimizer.skipped == 0
+
+
+@pytest.mark.parametrize("per", ["group", "tensor", "element"])
+@pytest.mark.parametrize("cls", [gdtuo.Adam, gdtuo.SGD, gdtuo.RMSProp])
+def test_a_default_device_of_the_user_changes_nothing(cls, per):
+    """The worst of them: whatever lands on "meta" has no numbers."""
+    results = []
+    for device in ("cpu", "meta"):
+        make = torch.Generator().manual_seed(2)
+        small, large = (torch.nn.Parameter(torch.randn(n, generator=make, dtype=F64)) for n in (50, 600_000))
+        params = [small] if per == "element" else [small, large]
+        torch.set_default_device(device)
+        try:
+            optimizer = cls(params, lr=0.01, per=per, learn="all", optimizer=gdtuo.SGD(optimizer=gdtuo.Adam()))
+            for step in range(3):
+                for p in params:
+                    p.grad = (p.detach() * (1 + step)).cos()
+                optimizer.step()
+            results.append((optimizer.hyperparameters(), optimizer.hypergradients()))
+        finally:
+            torch.set_default_device(None)
+    assert results[0] == results[1]
