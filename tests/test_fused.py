@@ -105,6 +105,7 @@ COVER = [
     ("sgd", "all", "tensor", "exact", 3, F64, 3),
     ("adam", "lr", "tensor", "cosine", 3, F64, 1),
     ("adam", "all", "group", "exact", 1, F32, 3),
+    ("adamw", "lr", "tensor", "exact", 1, F64, 3),
     ("adamw", "all", "group", "cosine", 3, F64, 1),
     ("adagrad", "lr", "group", "exact", 3, F32, 1),
     ("adagrad", "all", "tensor", "cosine", 1, F64, 3),
@@ -225,3 +226,21 @@ def test_a_checkpoint_of_torch_goes_on():
     for a, b in zip(ours.state_dict()["state"].values(), theirs.state_dict()["state"].values(), strict=True):
         for name in ("step", "exp_avg", "exp_avg_sq"):
             torch.testing.assert_close(a[name], b[name], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("level", "settings"), [RULES["adamw"], (gdtuo.SGD, {"lr": 0.05, "weight_decay": 0.1})], ids=["adamw", "sgd"]
+)
+def test_what_is_remembered_is_old(level, settings, ran):
+    """The weights as they were before the update, not after."""
+    optimizer = tower(level, True, parameters(), settings, learn=("lr", "weight_decay"))
+    before = weights(optimizer)
+    steps(optimizer, range(1))
+    assert ran
+    states = [optimizer.state[p] for group in optimizer.param_groups for p in group["params"]]
+    assert torch.equal(torch.cat([state["last_weights"].flatten() for state in states]), before)
+    if "last_gradient" in states[0]:
+        used = gradients([p for group in parameters() for p in group], 0)
+        assert torch.equal(
+            torch.cat([state["last_gradient"].flatten() for state in states]), torch.cat([g.flatten() for g in used])
+        )

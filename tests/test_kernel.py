@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from cases import DriftRule
@@ -25,7 +28,7 @@ RULES: dict[str, tuple[Rule, dict[str, float]]] = {
     "nesterov": (gdtuo.SGD.rule(nesterov=True, maximize=True), {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}),
     "adam": (gdtuo.Adam.rule(), {"lr": 0.05, "beta1": 0.8, "beta2": 0.95, "eps": 1e-2}),
     "amsgrad": (gdtuo.Adam.rule(amsgrad=True), {"lr": 0.05, "beta1": 0.8, "beta2": 0.95, "eps": 1e-2, "weight_decay": 0.1}),
-    "adamw": (gdtuo.AdamW.rule(maximize=True), {"lr": 0.05, "beta1": 0.8, "beta2": 0.95, "eps": 1e-2}),
+    "adamw": (gdtuo.AdamW.rule(maximize=True), {"lr": 0.05, "beta1": 0.8, "beta2": 0.95, "eps": 1e-2, "weight_decay": 0.1}),
     "adagrad": (gdtuo.AdaGrad.rule(), {"lr": 0.1, "lr_decay": 0.1, "weight_decay": 0.1, "eps": 1e-2}),
     "rmsprop": (gdtuo.RMSProp.rule(), {"lr": 0.05, "alpha": 0.9, "eps": 1e-2}),
     "centered": (
@@ -268,3 +271,25 @@ def test_what_has_no_kernel(rule, kind):
     recipe = Recipe(rule(), ("lr", "momentum"), ("lr",), F64, True, False, 0.0, False, False)
     with pytest.raises(UnrecordableError):
         recipe.kernel(kind)
+
+
+CONSTANT = """
+import torch, gdtuo
+class Rule(gdtuo.Rule):
+    hyperparameters = {"lr": (1e-2, gdtuo.Positive())}
+    def init(self, weights, hyper):
+        return {}
+    def update(self, weights, gradient, state, hyper, step):
+        return -hyper["lr"] * torch.tensor(2.0) * gradient, {}
+class Level(gdtuo.Level):
+    rule = Rule
+w = torch.nn.Parameter(torch.ones(5))
+w.grad = torch.arange(5.0)
+Level([w], lr=0.1, optimizer=gdtuo.SGD()).step()
+torch.testing.assert_close(w.detach(), 1 - 0.2 * torch.arange(5.0))
+"""
+
+
+def test_a_rule_may_make_a_constant():
+    """In another process, since it must not hang this one."""
+    subprocess.run([sys.executable, "-c", CONSTANT], check=True, timeout=60)

@@ -40,6 +40,7 @@ FUNCTIONS = {
     "alpha": lambda a, b, c: torch.add(a, b, alpha=3),
     "copies": lambda a, b, c: (a.clone() * 2).detach() + b.to(torch.float32),
     "constants": lambda a, b, c: a * THREE + torch.zeros((), dtype=F64),
+    "constants made inside": lambda a, b, c: a * torch.tensor(3.0, dtype=F64) + b,
     "an input itself": lambda a, b, c: a,
     "a constant itself": lambda a, b, c: torch.full((), 2.5, dtype=F64),
 }
@@ -112,6 +113,7 @@ def test_all_at_once():
         (lambda a, b, c: a.sqrt(), (-1.0, 0.0, 0.0)),
         (lambda a, b, c: a.reciprocal(), (0.0, 0.0, 0.0)),
         (lambda a, b, c: (a * b) ** 0.5 * c, (-1.0, 1.0, 0.5)),
+        (lambda a, b, c: (a * b) ** 0.5 > c, (-1.0, 1.0, 0.5)),
     ],
 )
 def test_where_python_raises_the_others_go_on(function, given):
