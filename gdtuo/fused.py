@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernel import Kernel, Operation, Ref
+from .kernel import Home, Kernel, Operation, Ref
 
 __all__ = ["ROW", "Compiled", "compiled"]
 
@@ -77,7 +77,10 @@ class Compiled:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
-        self._function: Callable[..., Any] = torch.compile(_function(kernel), fullgraph=True, options=_options())
+        # torch 2.13 compiles l.copy_(w); w.copy_(n) to l = w = n: what is kept of an input that is overwritten is copied first
+        written = {home.array for home in kernel.homes}
+        self._first = [home for home in kernel.homes if home.register in written and home.register < len(kernel.inputs)]
+        self._function: Callable[..., Any] = torch.compile(_function(kernel, self._first), fullgraph=True, options=_options())
         self._proven = False
 
     def run(self, arrays: Sequence[Tensor], factors: Tensor) -> list[Tensor] | None:
@@ -86,6 +89,8 @@ class Compiled:
         Returns:
             the dot products of each row, or None if nothing was done since there is no compiler.
         """
+        for home in self._first:
+            arrays[home.array].copy_(arrays[home.register])
         if self._proven:
             return self._function(*arrays, factors)
         for x in arrays:
@@ -110,7 +115,7 @@ def _options() -> dict[str, Any]:
     return {name: 1 << 20 for name in INLINE if name in known}
 
 
-def _function(kernel: Kernel) -> Callable[..., Any]:
+def _function(kernel: Kernel, left_out: Sequence[Home]) -> Callable[..., Any]:
     """The kernel as a function of its inputs and a vector of factors: with code of its own, since the compiler keeps what
     it has made by the code that it was made from."""
     graph = torch.fx.Graph()
@@ -139,8 +144,7 @@ def _function(kernel: Kernel) -> Callable[..., Any]:
     for operation in kernel.operations:
         registers[operation.target] = emit(operation)
     dots = [graph.call_function(_dot, (registers[a], registers[b])) for a, b in kernel.dots]
-    # results that are inputs themselves are copied before these are overwritten
-    for home in sorted(kernel.homes, key=lambda home: home.register >= len(kernel.inputs)):
+    for home in (home for home in kernel.homes if home not in left_out):
         graph.call_method("copy_", (registers[home.array], registers[home.register]))
     graph.output(dots)
     code = graph.python_code("self")

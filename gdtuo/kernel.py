@@ -122,7 +122,9 @@ class Kernel:
             *(z for z, _ in outcome.tangents),
             *(x for x in (outcome.moved, outcome.change) if x is not None),
         ]
-        lowering = _Lowering(live(calls, wanted), arrays, wanted)
+        # lift_fresh, which torch.tensor() calls, returns its argument
+        calls = [call for call in live(calls, wanted) if not any(call.result is x for x in call.tensors)]
+        lowering = _Lowering(calls, arrays, wanted)
         places = {name: i for i, name in enumerate(self.inputs)}
         homes = [Home(lowering.register(value), places[name]) for name, value in outcome.arrays.items()]
         self.homes = [home for home in homes if home.register != home.array]
@@ -153,7 +155,7 @@ class Kernel:
         self.operations, self.dtypes = lowering.operations, lowering.dtypes
         taken = {ref.place for operation in self.operations for ref in _refs(operation.args) if ref.kind == "factor"}
         self.change_alone = self.change is not None and self.change[1] not in taken
-        self.factors = Function(lowering.scalars, given, lowering.factors)
+        self.factors = Function(lowering.scalars, given, [lowering.source(x) for x in lowering.factors])
         self.sums = Function([*lowering.scalars, *recorder.calls], given | dots, sums)
 
     def _dot(self, a: int, b: int) -> int:
@@ -181,15 +183,16 @@ class _Lowering:
         self._length = {x.numel() for x in arrays.values()}.pop()
         for call in calls:
             self._alias(call)
-        self._uses = Counter(id(self._source(x)) for call in calls if id(call.result) not in self._same for x in call.tensors)
-        self._uses.update(id(self._source(x)) for x in wanted)
+        self._uses = Counter(id(self.source(x)) for call in calls if id(call.result) not in self._same for x in call.tensors)
+        self._uses.update(id(self.source(x)) for x in wanted)
         for call in calls:
             if id(call.result) not in self._same:
                 self._lower(call)
 
     # ---------------------------------------------------------------- values
 
-    def _source(self, x: Tensor) -> Tensor:
+    def source(self, x: Tensor) -> Tensor:
+        """What stands for a tensor: itself, or what it is a view or a duplicate of."""
         while id(x) in self._same:
             x = self._same[id(x)]
         return x
@@ -198,7 +201,7 @@ class _Lowering:
         if call.name not in ALIASES or not isinstance(call.result, Tensor):
             return
         x = call.tensors[0]
-        number = not self._is_array(self._source(x))  # spread over an array or in another dtype it is as good a number
+        number = not self._is_array(self.source(x))  # spread over an array or in another dtype it is as good a number
         if number or (call.result.dtype == x.dtype and call.result.shape == x.shape):
             self._same[id(call.result)] = x
 
@@ -212,8 +215,8 @@ class _Lowering:
     def _lower(self, call: Call) -> None:
         if not isinstance(call.result, Tensor):
             raise UnrecordableError
-        args = [self._source(x) if isinstance(x, Tensor) else x for x in call.args]
-        tensors = [self._source(x) for x in call.tensors]
+        args = [self.source(x) if isinstance(x, Tensor) else x for x in call.args]
+        tensors = [self.source(x) for x in call.tensors]
         if not any(self._is_array(x) for x in tensors):
             if self._is_array(call.result):  # made out of nothing: its length is not known when it runs
                 raise UnrecordableError
@@ -222,7 +225,7 @@ class _Lowering:
         with Recorder() as recorder:  # arithmetic on factors joins that of the hyperparameters
             term = self._simplified(call, args) if not call.kwargs or set(call.kwargs) == {"alpha"} else None
         for number in recorder.calls:
-            self._number(number._replace(args=tuple(self._source(x) if isinstance(x, Tensor) else x for x in number.args)))
+            self._number(number._replace(args=tuple(self.source(x) if isinstance(x, Tensor) else x for x in number.args)))
         if term is None:
             term = _Term(1.0, "array", self._general(call, args))
         self._terms[id(call.result)] = term
@@ -302,12 +305,12 @@ class _Lowering:
         """Whether a = 1 - b."""
         if not isinstance(a, Tensor) or not isinstance(b, Tensor):
             return False
-        return self._complements.get(id(self._source(a)), 0) == id(self._source(b))
+        return self._complements.get(id(self.source(a)), 0) == id(self.source(b))
 
     def _general(self, call: Call, args: Sequence[Any]) -> int:
         def bound(x: Any) -> Any:
             if isinstance(x, Tensor):
-                x = self._source(x)
+                x = self.source(x)
                 return _array(self._materialize(self._terms[id(x)])) if self._is_array(x) else self._factor(x)
             return tuple(bound(y) for y in x) if isinstance(x, (list, tuple)) else x
 
@@ -318,16 +321,16 @@ class _Lowering:
 
     def register(self, value: Tensor) -> int:
         """The register that holds a result."""
-        return self._materialize(self._terms[id(self._source(value))])
+        return self._materialize(self._terms[id(self.source(value))])
 
     def direction(self, value: Tensor) -> tuple[int, Tensor]:
         """The register that holds a result up to a factor, and that factor."""
-        source = self._source(value)
+        source = self.source(value)
         if not self._is_array(source):
             raise UnrecordableError
         term = self._terms[id(source)]
         factor = term.factor
-        number = self._source(factor) if isinstance(factor, Tensor) else torch.tensor(factor, dtype=torch.float64)
+        number = self.source(factor) if isinstance(factor, Tensor) else torch.tensor(factor, dtype=torch.float64)
         return self._base(term), number
 
     def change(self, value: Tensor) -> tuple[int, int]:
@@ -365,7 +368,7 @@ class _Lowering:
     def _factor(self, number: Number) -> Any:
         if not isinstance(number, Tensor):
             return number
-        number = self._source(number)
+        number = self.source(number)
         for place, known in enumerate(self.factors):
             if known is number:
                 return Ref("factor", place)

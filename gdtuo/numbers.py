@@ -52,7 +52,8 @@ class Function:
     def __init__(self, calls: Sequence[Call], inputs: Mapping[str, Tensor], outputs: Sequence[Tensor]) -> None:
         self.inputs, self.outputs = dict(inputs), list(outputs)
         # a constant without arguments needs no call: its value is known
-        self._calls = [call for call in live(calls, outputs) if call.tensors or call.name not in CONSTANTS]
+        needed = [call for call in live(calls, outputs) if call.tensors or call.name not in CONSTANTS]
+        self._calls = [call for call in needed if not any(call.result is x for x in call.tensors)]
         computed = {id(x) for x in inputs.values()} | {id(call.result) for call in self._calls}
         self._constants = [_constant(x).item() for x in outputs if id(x) not in computed]
         self._program = self._in_python()
@@ -100,7 +101,7 @@ class Function:
             try:
                 for function, arguments, target in steps:
                     values[target] = function(*[values[i] for i in arguments])
-            except (ArithmeticError, ValueError):  # Python raises where NumPy and torch go on with inf and NaN
+            except (ArithmeticError, TypeError, ValueError):  # Python raises where NumPy and torch go on with inf and NaN
                 return of_arrays(given)
             found = [values[i] for i in results]
             return of_arrays(given) if any(isinstance(x, complex) for x in found) else found

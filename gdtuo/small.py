@@ -169,7 +169,8 @@ class SmallBucket(SegmentedBucket):
             change = plan.places[plan.blocks.change]
             scaled = self._workspace.get("change", change.numel(), change.dtype, self.device)
             torch.mul(change, numbers[place], out=scaled)
-            torch._foreach_add_(run.params, self._shapes("scaled", scaled, run))
+            parts = scaled.split([numel(p) for p in run.params])
+            torch._foreach_add_(run.params, [unflatten(part, p) for part, p in zip(parts, run.params, strict=True)])
 
     def forget(self) -> None:
         super().forget()

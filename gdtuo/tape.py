@@ -41,7 +41,6 @@ UNARY = {
     "log": np.log,
     "sqrt": np.sqrt,
     "abs": np.absolute,
-    "sign": np.sign,
     "reciprocal": np.reciprocal,
     "bitwise_not": np.logical_not,
     "logical_not": np.logical_not,
@@ -94,7 +93,7 @@ def translate(call: Call, array: Callable[[Tensor], np.ndarray], out: np.ndarray
     if plain and name == "rsub" and len(arguments) == 2:
         return [(np.subtract, (arguments[1], arguments[0], out))]
     if call.name in COPIES:
-        return [(np.copyto, (out, arguments[1 if call.name == "copy_" else 0]))]
+        return [(np.copyto, (out, arguments[1 if call.name == "copy_" else 0], "unsafe"))]
     if name == "where" and len(arguments) == 3:
         condition, yes, no = arguments
         return [(np.copyto, (out, no)), (np.copyto, (out, yes, "same_kind", condition))]

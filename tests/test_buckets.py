@@ -18,7 +18,7 @@ from gdtuo.whole import WholeBucket
 F64 = torch.float64
 SHAPES = [[(3,), (5, 4), (), (130,), (2, 3, 7)], [(17,), (20, 10), (1,)]]
 
-#: gdtuo.small.BLOCK, gdtuo.large.BLOCK, gdtuo.large.DIRECT
+#: gdtuo.small.LARGEST, gdtuo.large.BLOCK, gdtuo.large.DIRECT
 LAYOUTS = {
     "small": (10**6, 10**6, 10**6),
     "one block": (0, 10**6, 10**6),
@@ -33,7 +33,7 @@ LAYOUTS = {
 def laid_out(monkeypatch) -> Callable[[str], None]:
     def choose(layout: str) -> None:
         small, block, direct = LAYOUTS[layout]
-        monkeypatch.setattr("gdtuo.small.BLOCK", small)
+        monkeypatch.setattr("gdtuo.small.LARGEST", small)
         monkeypatch.setattr("gdtuo.large.BLOCK", block)
         monkeypatch.setattr("gdtuo.large.DIRECT", direct)
 

@@ -29,7 +29,7 @@ def _cache(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch):
     """Small tensors are cut as large ones are."""
-    monkeypatch.setattr("gdtuo.small.BLOCK", 0)
+    monkeypatch.setattr("gdtuo.small.LARGEST", 0)
     monkeypatch.setattr("gdtuo.fused.ROW", 64)
     monkeypatch.setattr("gdtuo.large.ROW", 64)
     monkeypatch.setattr("gdtuo.large.BLOCK", 256)
