@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,32 +10,10 @@ import torch
 from torch import Tensor
 
 from .recording import Call
-from .tape import CONSTANTS, COPIES, Array, Step, live, translate
+from .straight import CannotTranslateError, StraightLine
+from .tape import CONSTANTS, Step, live, translate
 
 __all__ = ["Function"]
-
-#: Operators on Python's numbers: for one row they take a tenth of NumPy's time.
-PYTHON: dict[str, Callable[..., Any]] = {
-    "add": operator.add,
-    "sub": operator.sub,
-    "rsub": lambda a, b: b - a,
-    "mul": operator.mul,
-    "div": operator.truediv,
-    "pow": operator.pow,
-    "neg": operator.neg,
-    "reciprocal": lambda a: 1 / a,
-    "eq": operator.eq,
-    "ne": operator.ne,
-    "gt": operator.gt,
-    "ge": operator.ge,
-    "lt": operator.lt,
-    "le": operator.le,
-    "log": math.log,
-    "exp": math.exp,
-    "sqrt": math.sqrt,
-    "logical_and": lambda a, b: bool(a and b),
-    "where": lambda condition, yes, no: yes if condition else no,
-}
 
 
 class Function:
@@ -58,27 +34,17 @@ class Function:
         self._constants = [_constant(x).item() for x in outputs if id(x) not in computed]
         self._program = self._in_python()
 
-    def _in_python(self) -> tuple[list[Any], list[tuple[Callable[..., Any], list[int], int]], list[int]] | None:
-        """(memory, steps, places of the results), or None if an operator is not in the table."""
-        memory: list[Any] = [math.nan] * len(self.inputs)
-        places = {id(x): i for i, x in enumerate(self.inputs.values())}
-        steps = []
-
-        def place(x: Any) -> int:
-            if isinstance(x, Tensor) and id(x) in places:
-                return places[id(x)]
-            memory.append(_constant(x).item() if isinstance(x, Tensor) else x)
-            return len(memory) - 1
-
-        for call in self._calls:
-            plain = not call.kwargs or call.kwargs == {"alpha": 1} or call.name in COPIES
-            function = (lambda x: x) if call.name in COPIES else PYTHON.get(call.name)
-            if function is None or not plain:
-                return None
-            arguments = [place(x) for x in (call.args[:1] if call.name in COPIES else call.args)]
-            places[id(call.result)] = place(math.nan)
-            steps.append((function, arguments, places[id(call.result)]))
-        return memory, steps, [place(x) for x in self.outputs]
+    def _in_python(self) -> Callable[..., tuple[Any, ...]] | None:
+        """A function of a list of numbers; None if an operator has no counterpart."""
+        code, names = StraightLine(), [f"x{i}" for i in range(len(self.inputs))]
+        for x, name in zip(self.inputs.values(), names, strict=True):
+            code.define(x, [name])
+        try:
+            for call in self._calls:
+                code.add(call)
+        except CannotTranslateError:
+            return None
+        return code.function([names], [[code.elements(x)[0] for x in self.outputs]])
 
     def evaluator(self, columns: int) -> Callable[[Any], Any]:
         """A fast form on the CPU: of lists of numbers for one column, of arrays [inputs, columns] for several.
@@ -94,21 +60,18 @@ class Function:
 
         if self._program is None:
             return of_arrays
-        memory, steps, results = self._program
+        program = self._program
 
-        def of_numbers(given: Sequence[float]) -> list[float]:
-            values = [*given, *memory[len(given) :]]
+        def of_numbers(given: Sequence[float]) -> Sequence[float]:
             try:
-                for function, arguments, target in steps:
-                    values[target] = function(*[values[i] for i in arguments])
+                (found,) = program(given)
             except (ArithmeticError, TypeError, ValueError):  # Python raises where NumPy and torch go on with inf and NaN
                 return of_arrays(given)
-            found = [values[i] for i in results]
             return of_arrays(given) if any(isinstance(x, complex) for x in found) else found
 
         return of_numbers
 
-    def _replayed(self, columns: int) -> Callable[[Array], np.ndarray]:
+    def _replayed(self, columns: int) -> Callable[[Any], np.ndarray]:
         given = np.ones((len(self.inputs), columns))
         results = np.empty((len(self.outputs), columns))
         memory: dict[int, Any] = {id(x): row for x, row in zip(self.inputs.values(), given, strict=True)}
@@ -123,7 +86,7 @@ class Function:
             steps += translate(call, array, memory[id(call.result)])
         steps += [(np.copyto, (row, array(x))) for row, x in zip(results, self.outputs, strict=True)]
 
-        def run(numbers: Array) -> np.ndarray:
+        def run(numbers: Any) -> np.ndarray:
             given[:] = numbers
             for function, arguments in steps:
                 function(*arguments)

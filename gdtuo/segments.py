@@ -151,9 +151,9 @@ class SegmentedBucket(Bucket):
         On a device both are tensors; a factor in which segments, of the given lengths, differ is an array in both.
         """
         key = id(kernel)
-        if isinstance(factors, list) or (len(lengths) == 1 and isinstance(factors, np.ndarray)):
+        if isinstance(factors, (list, tuple)) or (len(lengths) == 1 and isinstance(factors, np.ndarray)):
             memory = self._memory[key]
-            memory[:] = factors if isinstance(factors, list) else factors[:, part.start]
+            memory[:] = factors if isinstance(factors, (list, tuple)) else factors[:, part.start]
             return memory.tolist(), self._elements[key]
         chosen = torch.as_tensor(factors[:, part], device=self.device).to(self._vectors[key].dtype)
         if len(lengths) == 1:
@@ -192,7 +192,7 @@ class SegmentedBucket(Bucket):
             moved: [T] |Δ|² if the kernel does not find it.
         """
         if isinstance(given, list):
-            row = self._evaluate(kernel.sums, segments, [*given, *dots])
+            row = list(self._evaluate(kernel.sums, segments, [*given, *dots]))
             if moved is not None:
                 row[-1] = float(moved[0])
             line = table[segments.rows][0]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .recording import Call, record, tensors_in
+from .straight import CannotTranslateError, StraightLine
 
 __all__ = ["Array", "Tape", "live", "on_host", "quiet", "translate"]
 
@@ -181,6 +182,31 @@ class Tape(Generic[T]):
         for call in calls:
             self._add(call, changed)
         self.result = self._replaced(self.result)
+        self._written: list[np.ndarray] = []
+        self._straight = None if self.result is not None else self._in_python(calls)
+
+    def _in_python(self, calls: Sequence[Call]) -> Callable[[], tuple[Any, ...]] | None:
+        """The same on Python's numbers: returns what the memory in `_written` is to hold; None if that cannot be had."""
+        made = {key for call in calls if not _is_view(call) and not call.name.endswith("_") for key in _storages(call.result)}
+        outer = {_storage(t): t for call in calls for t in call.tensors if _storage(t) not in made}
+        changed = {_storage(call.tensors[0]) for call in calls if call.name.endswith("_")}
+        whole = {key: torch.empty(0, dtype=t.dtype).set_(t.untyped_storage()) for key, t in outer.items()}
+        integer = [key for key, t in whole.items() if not t.is_floating_point() and t.dtype != torch.bool and key not in changed]
+        code = StraightLine()
+        names = {}
+        for k, (key, t) in enumerate((key, t) for key, t in whole.items() if key not in integer):  # indices are constants
+            names[key] = [f"m{k}_{i}" for i in range(t.numel())]
+            code.define(t, names[key])
+        try:
+            for call in calls:
+                code.add(call)
+        except CannotTranslateError:
+            return None
+        written = [whole[key] for key in names if key in changed]
+        function = code.function(list(names.values()), [code.elements(t) for t in written])
+        self._written = [t.numpy() for t in written]
+        memory = [whole[key].numpy() for key in names]
+        return lambda: function(*[x.tolist() for x in memory])
 
     def _add(self, call: Call, changed: set[int]) -> None:
         view, args = _is_view(call), self._replaced(call.args)
@@ -221,6 +247,15 @@ class Tape(Generic[T]):
         return translate(call, array, array(call.result))
 
     def __call__(self) -> T:
+        if self._straight is not None:
+            try:
+                found = [np.array(x, y.dtype) for x, y in zip(self._straight(), self._written, strict=True)]
+            except (ArithmeticError, TypeError, ValueError):
+                pass  # Python raises where NumPy goes on with inf and NaN
+            else:
+                for memory, numbers in zip(self._written, found, strict=True):
+                    memory[:] = numbers
+                return self.result
         for function, arguments in self._steps:
             function(*arguments)
         return self.result
