@@ -95,6 +95,8 @@ class StraightLine:
         name = call.name.removesuffix("_") if call.name not in COPIES else call.name
         plain = not call.kwargs or call.kwargs == {"alpha": 1} or name in COPIES or "dtype" in call.kwargs
         if name in COPIES:
+            if result.dtype not in (call.tensors[-1].dtype, torch.float64):  # rounding would be lost
+                raise CannotTranslateError(call.name)
             found = self.elements(call.args[1 if name == "copy_" else 0], shape)
         elif name in ("cat", "stack"):
             self._join(call)
