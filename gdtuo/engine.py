@@ -155,6 +155,12 @@ class Engine:
 
     def _recipe(self, group: Mapping[str, Any], dtype: torch.dtype) -> Recipe:
         options, rule, present = self._bottom.options, self._bottom.rule(group), self._present(0, [group])
+        try:
+            hash(rule)
+        except TypeError as error:
+            raise TypeError(
+                f"{type(rule).__name__} has a switch that cannot be hashed: {error}. Give a tuple, not a list."
+            ) from error
         learned = self._learned[0] if self._learned else ()
         # a hyperparameter that this group does not have cannot be learned here; its column stays 0
         own = tuple(name for name in learned if name in present)

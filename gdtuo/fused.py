@@ -7,6 +7,7 @@ stored, so that a kernel serves all lengths and loses no precision on long ones.
 from __future__ import annotations
 
 import functools
+import itertools
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,6 +25,9 @@ ROW = 4096
 
 #: What becomes of an intermediate result is settled: it stays in a register. The compiler would rather store long ones.
 INLINE = ("realize_reads_threshold", "realize_opcount_threshold", "realize_acc_reads_threshold")
+
+
+COUNTER = itertools.count()
 
 
 def _scale(x: Tensor, s: Tensor) -> Tensor:
@@ -80,8 +84,22 @@ class Compiled:
         # torch 2.13 compiles l.copy_(w); w.copy_(n) to l = w = n: what is kept of an input that is overwritten is copied first
         written = {home.array for home in kernel.homes}
         self._first = [home for home in kernel.homes if home.register in written and home.register < len(kernel.inputs)]
-        self._function: Callable[..., Any] = torch.compile(_function(kernel, self._first), fullgraph=True, options=_options())
+        self._function: Callable[..., Any] = torch.compile(_function(kernel, self._first), fullgraph=True, backend=self._compile)
+        self._direct: tuple[Callable[..., Any], list[int | None]] | None = None
         self._proven = False
+
+    def _compile(self, module: torch.fx.GraphModule, examples: list[Any]) -> Callable[..., Any]:
+        """torch's compiler, from whose result the checks of its caller are taken away: what they check always holds here."""
+        from torch._inductor.compile_fx import compile_fx
+
+        function: Any = compile_fx(module, examples, config_patches=_options())
+        places = {f"l_{name}_": i for i, name in enumerate((*self.kernel.inputs, "factors"))}
+        inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+        rows = [isinstance(node.meta.get("example_value"), torch.SymInt) for node in inputs]
+        if sum(rows) == 1 and all(is_rows or node.name in places for node, is_rows in zip(inputs, rows, strict=True)):
+            order = [None if is_rows else places[node.name] for node, is_rows in zip(inputs, rows, strict=True)]
+            self._direct = function, order
+        return function
 
     def run(self, arrays: Sequence[Tensor], factors: Tensor) -> list[Tensor] | None:
         """Run on arrays [rows, ROW]; inputs that have a home are overwritten.
@@ -91,6 +109,10 @@ class Compiled:
         """
         for home in self._first:
             arrays[home.array].copy_(arrays[home.register])
+        if self._proven and self._direct is not None:
+            function, order = self._direct
+            given = (*arrays, factors)
+            return function(*[arrays[0].shape[0] if place is None else given[place] for place in order])
         if self._proven:
             return self._function(*arrays, factors)
         for x in arrays:
@@ -149,7 +171,9 @@ def _function(kernel: Kernel, left_out: Sequence[Home]) -> Callable[..., Any]:
     graph.output(dots)
     code = graph.python_code("self")
     names = dict(code.globals)
-    exec(code.src.replace("def forward(self, ", "def forward("), names)
+    # a file name of its own: what the compiler has learned of one kernel's sizes is not to be applied to another
+    name = f"<kernel {next(COUNTER)}>"
+    exec(compile(code.src.replace("def forward(self, ", "def forward("), name, "exec"), names)
     return names["forward"]
 
 
@@ -158,6 +182,6 @@ def _element(vector: Tensor, i: int) -> Tensor:
 
 
 @functools.lru_cache(1024)
-def compiled(kernel: Kernel) -> Compiled:
-    """A kernel's compiled form, made once for all optimizers."""
+def compiled(kernel: Kernel, device: torch.device) -> Compiled:
+    """A kernel's compiled form on a device, made once for all optimizers."""
     return Compiled(kernel)

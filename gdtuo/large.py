@@ -232,7 +232,7 @@ class LargeBucket(SegmentedBucket):
             assert array is not None
             rows[i] = array[: prepared.compiled].view(-1, ROW)
         vector = torch.stack(list(factors)) if factors else torch.empty(0, device=self.device)
-        result = compiled(kernel).run(rows, vector)
+        result = compiled(kernel, self.device).run(rows, vector)
         if result is None:
             return None
         if not kernel.dots:

@@ -24,8 +24,12 @@ class Rule(ABC):
     """One update of an optimizer: the interface that a new algorithm implements.
 
     A subclass declares its hyperparameters and writes `init` and `update`; hypergradients are derived from
-    `update` by forward-mode differentiation. Switches such as `nesterov` are dataclass fields. To use a rule,
-    name it in a `Level`:
+    `update` by forward-mode differentiation. Switches such as `nesterov` are dataclass fields, hashable. To use a
+    rule, name it in a `Level`.
+
+    An elementwise rule is recorded on example tensors, once for all optimizers that use it with the same switches,
+    and what was recorded is run: `init` and `update` depend on their arguments and the switches alone. A rule that
+    branches on a number cannot be recorded, and is called for each parameter instead.
 
     Example:
         >>> import torch, gdtuo
@@ -81,7 +85,8 @@ class Rule(ABC):
     def update(self, weights: Tensor, gradient: Tensor, state: State, hyper: Hyper, step: Number) -> tuple[Tensor, State]:
         """One update: (what is added to the weights, the new state). Pure: no argument is changed.
 
-        `step` counts from 1. Each hyperparameter is a number or a tensor that broadcasts against `weights`.
+        `step` counts from 1; it is a 0-d tensor where the rule is recorded, else a number. Each hyperparameter is a tensor
+        that broadcasts against `weights`.
         Wherever a square root or a quotient can meet 0, use `safe_sqrt` and `safe_divide`, whose derivatives
         are finite there.
         """

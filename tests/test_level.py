@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -214,3 +215,28 @@ def test_a_default_device_of_the_user_changes_nothing(cls, per):
         finally:
             torch.set_default_device(None)
     assert results[0] == results[1]
+
+
+def test_switches_must_be_hashable():
+    @dataclasses.dataclass(frozen=True)
+    class WeightedRule(gdtuo.Rule):
+        factors: object = (1.0, 2.0)
+
+        hyperparameters = {"lr": (0.1, gdtuo.Positive())}
+
+        def init(self, weights, hyper):
+            return {}
+
+        def update(self, weights, gradient, state, hyper, step):
+            return -hyper["lr"] * sum(self.factors) * gradient, state
+
+    class Weighted(gdtuo.Level):
+        rule = WeightedRule
+
+    (w,) = weights((3,))
+    optimizer = Weighted([w], factors=(2.0, 3.0))
+    w.grad, before = torch.ones_like(w), w.detach().clone()
+    optimizer.step()
+    torch.testing.assert_close(w.detach(), before - 0.5)
+    with pytest.raises(TypeError, match="Give a tuple, not a list"):
+        Weighted([w], factors=[1.0, 2.0])
