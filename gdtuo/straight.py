@@ -39,7 +39,7 @@ BINARY = {
     "rsub": "{1} - {0}",
     "mul": "{0} * {1}",
     "div": "{0} / {1}",
-    "pow": "{0} ** {1}",
+    "pow": "({0}) ** {1}",  # a number may be negative: -1.0 ** 2 is -1.0
     # NaN where either is
     "minimum": "{1} if {1} < {0} or {1} != {1} else {0}",
     "maximum": "{1} if {1} > {0} or {1} != {1} else {0}",

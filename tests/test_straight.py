@@ -33,7 +33,7 @@ FUNCTIONS = {
     "logic": lambda x, y: (~(x > y) | ((x < 0) & (y <= 0)) | torch.logical_not(x >= y)).to(F64),
     "comparisons": lambda x, y: (x == y).to(F64) + (x != y).to(F64) * 2,
     "arithmetic": lambda x, y: (x + y * 2 - 3 / x) * (1 - y) / x,
-    "powers": lambda x, y: x.abs() ** y + 0.9**x + x**2,
+    "powers": lambda x, y: x.abs() ** y + 0.9**x + x**2 + torch.full_like(x, -3.0) ** 2 * x,
     "minimum, maximum": lambda x, y: torch.minimum(x, y) - torch.maximum(x, y.clamp_min(-0.5)),
     "where": lambda x, y: torch.where(x > y, x, 0.0),
     "sums": lambda x, y: x.sum(0, keepdim=True) * y.sum(1, keepdim=True) + x.sum((0, 1)),
