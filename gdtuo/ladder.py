@@ -17,6 +17,7 @@ from torch import Tensor
 from .domains import Domain
 from .hyperparameters import Learned, written
 from .pullback import Sums, derive, elementwise_hypergradient, hypergradient, noise
+from .recording import UnrecordableError
 from .rules import Number, Rule
 from .store import Shape, Store
 from .tape import Tape, on_host
@@ -141,8 +142,13 @@ class Ladder:
             return
         tape = self._tapes.get(function)
         if tape is None:
-            with torch.device("cpu"):  # as where it was built
-                tape = self._tapes[function] = Tape(lambda: function(self), state=[self.store.flat, self.skipped])
+            try:
+                with torch.device("cpu"):  # as where it was built
+                    tape = self._tapes[function] = Tape(lambda: function(self), state=[self.store.flat, self.skipped])
+            except UnrecordableError:  # a user's rule that branches on a number
+                self._replays = False
+                function(self)
+                return
         tape()
 
     def write(self, numbers: Sequence[Sequence[Sequence[Number]]]) -> None:

@@ -166,14 +166,19 @@ class Tape(Generic[T]):
     Args:
         function: reads and writes tensors whose memory stays where it is, and returns others.
         state: what recording must leave as it was, since the function changes it.
+
+    Raises:
+        UnrecordableError: if the function branches on a value; `state` is as it was.
     """
 
     def __init__(self, function: Callable[[], T], state: Sequence[Tensor] = ()) -> None:
         before = [x.clone() for x in state]
-        self.result, calls = record(function)
+        try:
+            self.result, calls = record(function)
+        finally:
+            for x, value in zip(state, before, strict=True):
+                x.copy_(value)
         calls = live(calls, tensors_in((self.result,)))
-        for x, value in zip(state, before, strict=True):
-            x.copy_(value)
         changed = {_storage(call.tensors[0]) for call in calls if call.name.endswith("_")}
         self._kept: list[Any] = []  # results: their memory is what the steps work on
         self._steps: list[Step] = []

@@ -240,3 +240,38 @@ def test_switches_must_be_hashable():
     torch.testing.assert_close(w.detach(), before - 0.5)
     with pytest.raises(TypeError, match="Give a tuple, not a list"):
         Weighted([w], factors=[1.0, 2.0])
+
+
+def test_a_rule_that_branches_may_stand_above():
+    """It cannot be recorded, and steps all the same; its branch-free twin tells where to."""
+
+    class HaltingRule(gdtuo.Rule):
+        hyperparameters = {"lr": (0.1, gdtuo.Positive())}
+
+        def init(self, weights, hyper):
+            return {}
+
+        def update(self, weights, gradient, state, hyper, step):
+            if step > 3:
+                return -0.5 * hyper["lr"] * gradient, state
+            return -hyper["lr"] * gradient, state
+
+    class SmoothRule(HaltingRule):
+        def update(self, weights, gradient, state, hyper, step):
+            return -hyper["lr"] * torch.where(step > 3, 0.5, 1.0) * gradient, state
+
+    class Halting(gdtuo.Level):
+        rule = HaltingRule
+
+    class Smooth(gdtuo.Level):
+        rule = SmoothRule
+
+    found = []
+    for above in (Halting(lr=0.05), Smooth(lr=0.05)):
+        (w,) = weights((6,))
+        optimizer = gdtuo.Adam([w], lr=0.01, optimizer=above)
+        descend(optimizer, 8)
+        found.append((optimizer.hyperparameters()["L0/g0/lr"], w.detach().clone()))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-12)
+    assert found[0][0] != 0.01
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-12, atol=0)
