@@ -178,7 +178,7 @@ class _Lowering:
         self._known: dict[Any, int] = {}  # what has been computed -> its register
         self._complements: dict[int, int] = {}  # 1 - s -> s
         self._numbers: dict[Any, Tensor] = {}  # a call on numbers -> its result
-        self._duplicates: list[Call] = []
+        self._duplicates: list[Call] = []  # their results must not die either
         self._keep = (calls, arrays)  # identities of tensors are keys: none may die
         self._length = {x.numel() for x in arrays.values()}.pop()
         for call in calls:

@@ -74,18 +74,19 @@ class LargeBucket(SegmentedBucket):
         super().__init__(*args, **kwargs)
         self._fused, self._workspace = fused, workspace
         self._block = BLOCK * (1 if self.device.type == "cpu" else DEVICE_BLOCKS)
-        self._pieces: dict[int, tuple[Segments, list[Piece]]] = {}
+        self._pieces: dict[tuple[int, int], list[Piece]] = {}
         spread = [f"{prefix}{name}" for name in self.recipe.own for prefix in ("", "slope ")] if self.recipe.spread else []
         self._spread = dict(zip(spread, self._columns_of(spread), strict=True))  # what is an array, one number a weight
 
     # ---------------------------------------------------------------- how a run is cut
 
     def _pieces_of(self, run: Run, segments: Segments) -> list[Piece]:
-        if id(segments) not in self._pieces:
-            if len(self._pieces) >= 64:
+        pieces = self._pieces.get((run.first, run.last))
+        if pieces is None:
+            if len(self._pieces) >= 64:  # gradients come and go in ever new patterns
                 self._pieces.clear()
-            self._pieces[id(segments)] = segments, list(self._cut_pieces(run, segments.of))
-        return self._pieces[id(segments)][1]
+            pieces = self._pieces[run.first, run.last] = list(self._cut_pieces(run, segments.of))
+        return pieces
 
     def _cut_pieces(self, run: Run, segment: Sequence[int]) -> Iterable[Piece]:
         first = run.first

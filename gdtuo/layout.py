@@ -107,9 +107,8 @@ class Bucket(ABC):
     def _allocate(self) -> None:
         self.arrays = self._initial()
         self.state_names = list(self.arrays)
-        like = next(iter(self.arrays.values()), None)
         for name in (*self.recipe.traces, *self.recipe.remembered):
-            self.arrays[name] = self._empty() if like is None or like.shape != self._shape else torch.zeros_like(like)
+            self.arrays[name] = torch.zeros(self._shape, dtype=self.recipe.dtype, device=self.device)
         self.steps = torch.zeros(len(self.params), dtype=torch.float32, device="cpu")
         self._counts = self.steps.numpy()  # the same memory
         self._step_views = list(self.steps.unbind(0))
@@ -119,9 +118,6 @@ class Bucket(ABC):
     @property
     def _shape(self) -> torch.Size:
         return torch.Size((self.offsets[-1],))
-
-    def _empty(self) -> Tensor:
-        return torch.zeros(self._shape, dtype=self.recipe.dtype, device=self.device)
 
     def _check_state(self, weights: Tensor, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Raise ValueError if the state of an elementwise rule is not as large as the weights."""

@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 
 from .rules import Hyper, Number, Rule, State
 
-__all__ = ["Sums", "derive", "elementwise_hypergradient", "hypergradient", "noise", "segment_sum"]
+__all__ = ["Sums", "derive", "elementwise_hypergradient", "hypergradient", "noise"]
 
 KINDS = ("cosine", "exact")
 
@@ -53,23 +53,10 @@ class Sums(NamedTuple):
         """Views of a [B, 2 H + 2] table, the one small tensor that a collective would reduce."""
         return cls(*table.split((count, count, 1, 1), dim=1))
 
-    @staticmethod
-    def table(gradient: Tensor, tangents: Sequence[Tensor], lengths: Tensor | None) -> Tensor:
-        """[B, 2 H + 1], all but |Δ|², of flat arrays; `lengths` cuts them into blocks, None for one block."""
-        products = [gradient * z for z in tangents] + [z * z for z in tangents] + [gradient * gradient]
-        return torch.stack([segment_sum(product, lengths) for product in products], dim=1)
-
 
 def noise(rule: Rule, learned: Sequence[str], eps: float, like: Tensor) -> Tensor:
     """[H] the rounding error of tangents relative to the update: eps of the weights' dtype, 0 for direct ones."""
     return torch.tensor([0.0 if name in rule.direct else eps for name in learned], dtype=like.dtype, device=like.device)
-
-
-def segment_sum(array: Tensor, lengths: Tensor | None) -> Tensor:
-    """[n] -> [len(lengths)]: sums over consecutive stretches; None for one stretch."""
-    if lengths is None:
-        return array.sum().reshape(1)
-    return torch.segment_reduce(array, "sum", lengths=lengths)
 
 
 def hypergradient(kind: str, sums: Sums, eps: Tensor) -> Tensor:
@@ -85,7 +72,8 @@ def hypergradient(kind: str, sums: Sums, eps: Tensor) -> Tensor:
         return sums.gz
     norm = sums.gg.sqrt() * sums.zz.sqrt()
     silent = (norm == 0) | (sums.zz <= eps * sums.dd)
-    return torch.where(silent, 0.0, sums.gz / norm)
+    # sums of 32-bit numbers may leave the interval by a rounding
+    return torch.where(silent, 0.0, sums.gz / norm).clamp_min(-1.0).clamp_max(1.0)
 
 
 def elementwise_hypergradient(kind: str, products: Tensor, sums: Sums, count: Tensor, eps: Tensor) -> Tensor:

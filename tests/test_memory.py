@@ -186,6 +186,24 @@ BUFFERS = {
     "adamw, no decay": (gdtuo.AdamW, torch.optim.AdamW, {"weight_decay": 0.0}, {}, 0),
     "rmsprop with momentum": (gdtuo.RMSProp, torch.optim.RMSprop, {"momentum": 0.9}, {}, 0),
     "adam, horizon": (gdtuo.Adam, torch.optim.Adam, {}, {"horizon": 5}, 1),  # its tangent
+    "adam, horizon, two": (gdtuo.Adam, torch.optim.Adam, {}, {"horizon": 5, "learn": ("lr", "eps")}, 2),
+    "adagrad": (gdtuo.AdaGrad, torch.optim.Adagrad, {}, {}, 1),
+    "adagrad, L2 penalty": (gdtuo.AdaGrad, torch.optim.Adagrad, {"weight_decay": 0.1}, {}, 2),
+    "rmsprop": (gdtuo.RMSProp, torch.optim.RMSprop, {}, {}, 1),
+    "rmsprop, alpha": (gdtuo.RMSProp, torch.optim.RMSprop, {"momentum": 0.9}, {"learn": ("lr", "alpha")}, 1),
+    "sgd, L2 penalty": (gdtuo.SGD, torch.optim.SGD, {"weight_decay": 0.1}, {}, 2),
+    "sgd, penalty learned": (gdtuo.SGD, torch.optim.SGD, {"weight_decay": 0.1}, {"learn": "weight_decay"}, 2),
+    "momentum, L2 penalty": (gdtuo.SGD, torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0.1}, {}, 0),
+    "momentum, penalty learned": (
+        gdtuo.SGD,
+        torch.optim.SGD,
+        {"momentum": 0.9, "weight_decay": 0.1},
+        {"learn": ("lr", "weight_decay")},
+        1,
+    ),
+    "adam, betas, L2 penalty": (gdtuo.Adam, torch.optim.Adam, {"weight_decay": 0.1}, {"learn": ("lr", "betas")}, 2),
+    "adam, penalty learned": (gdtuo.Adam, torch.optim.Adam, {"weight_decay": 0.1}, {"learn": "weight_decay"}, 2),
+    "adamw, betas": (gdtuo.AdamW, torch.optim.AdamW, {}, {"learn": ("lr", "betas")}, 2),
 }
 
 
@@ -197,7 +215,7 @@ BLOCKS = 16
 @pytest.mark.parametrize("name", BUFFERS)
 def test_weight_sized_buffers(name, height):
     ours_class, torch_class, options, learning, more = BUFFERS[name]
-    n = 20 * BLOCK
+    n = 17 * BLOCK
     weights = [nn.Parameter(torch.ones(n // 2, 2)) for _ in range(2)]
     above = None
     for _ in range(height):
@@ -216,6 +234,19 @@ def test_weight_sized_buffers(name, height):
     hidden = [size for storage, size in held.items() if storage not in shown and storage not in known]
     assert sum(hidden) <= BLOCKS * BLOCK * 4
     assert len([size for size in held.values() if size >= 4 * n]) == math.ceil(weight_sized(ours, n) - 0.05)
+
+
+def test_what_a_rate_for_each_weight_takes():
+    n = 6 * BLOCK
+    w = nn.Parameter(torch.ones(n))
+    optimizer = gdtuo.Adam([w], per="element", optimizer=gdtuo.SGD())
+    for scale in (1.0, -0.5, 2.0):
+        w.grad = torch.linspace(-1, 1, n) * scale
+        optimizer.step()
+    known = (w.data_ptr(), w.grad.data_ptr())
+    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in live_objects(optimizer)}
+    arrays = sum(size for storage, size in held.items() if storage not in known) / (4 * n)
+    assert 30 < arrays < 42  # Adam's own two among them
 
 
 @pytest.mark.parametrize("learn", ["lr", "all"])

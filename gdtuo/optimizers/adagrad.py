@@ -98,9 +98,9 @@ class AdaGrad(Level):
         maximize: ascend instead of descend.
         foreach: torch's choice between its own implementations of this same update; recorded in the groups, as torch
             does, so that scripts and checkpoints move between the two, and of no effect.
-        fused: compile pull-back and update to one pass over memory each where parameters are large (on the CPU from 131,072
-            weights on); needs a C++ compiler, on CUDA Triton, else warns once and runs as it does without.
-            Default: None, no compiling.
+        fused: compile pull-back and update to one pass over memory each, in models of more than 524,288 weights, where
+            parameters are large (on the CPU, from 131,072 weights on); needs a C++ compiler, on CUDA Triton, else
+            warns once and runs as it does without. Default: None, no compiling.
         differentiable: only False; a tower needs no differentiable step, and `True` raises.
         learning: the keywords of `Learning`: optimizer, learn, per, hypergradient, horizon, domains.
 
