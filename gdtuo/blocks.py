@@ -13,7 +13,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from .kernel import Kernel, Operation, Ref
+from .kernel import Kernel
+from .lowering import Operation, Ref
 from .tape import Array, on_host
 
 __all__ = ["BLOCK", "Blocks", "Workspace", "blocks_of"]

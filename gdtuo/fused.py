@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernel import Home, Kernel, Operation, Ref
+from .kernel import Home, Kernel
+from .lowering import Operation, Ref
 
 __all__ = ["ROW", "Compiled", "compiled"]
 
