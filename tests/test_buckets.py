@@ -141,7 +141,7 @@ def test_pieces_are_what_their_layout_says(rule, laid_out):
         laid_out(layout)
         optimizer = train(level, settings, 2, learn=learn, horizon=3)[2]
         (bucket,) = optimizer._engine._buckets
-        pieces = [piece for _, some in bucket._pieces.values() for piece in some]
+        pieces = [piece for some in bucket._pieces.values() for piece in some]
         blocks = sum(len(prepared.cuts) for piece in pieces for prepared in list(piece.prepared.values())[:1])
         counts[layout] = (len(pieces), sum(piece.direct for piece in pieces), blocks)
     assert counts["one block"] == (1, 0, 1)
