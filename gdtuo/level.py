@@ -113,7 +113,7 @@ class Level(torch.optim.Optimizer):
             raise TypeError(f"{title} got a module where parameters are expected. Did you mean {title}(model.parameters())?")
         if "learn" in learning and not self.height:
             raise ValueError(f"{title} got learn= but no optimizer= to learn with. Add optimizer=gdtuo.SGD().")
-        blueprints = self._blueprints()
+        blueprints = self.blueprints()
         defaults = dict(self._settings)
         for blueprint in blueprints[1:]:
             defaults |= blueprint.numbers()
@@ -131,7 +131,8 @@ class Level(torch.optim.Optimizer):
             raise TypeError(f"{cls.__name__} names no rule. A level is a class with `rule = YourRule`, a subclass of gdtuo.Rule.")
         return Schema(cls.__name__, cls.rule, cls.aliases)
 
-    def _blueprints(self) -> list[Blueprint]:
+    def blueprints(self) -> list[Blueprint]:
+        """This level and those above as the engine needs them, bottom up."""
         levels = enumerate(self._levels)
         return [Blueprint(k, level._schema(), level._settings, level._options, level._factory) for k, level in levels]
 
@@ -186,7 +187,7 @@ class Level(torch.optim.Optimizer):
             self._bound()
         if isinstance(param_group, dict):  # else torch says so
             merged = {**self.defaults, **param_group}
-            for blueprint in self._blueprints():
+            for blueprint in self.blueprints():
                 blueprint.schema.check(merged, blueprint.prefix)
                 if blueprint.height < self.height:
                     blueprint.learned([*self.param_groups, merged])
@@ -340,7 +341,7 @@ class Level(torch.optim.Optimizer):
         """
         engine = self._bound()
         engine.read()
-        return report.hyperparameters(self._blueprints(), self.param_groups, engine.ladder)
+        return report.hyperparameters(self.blueprints(), self.param_groups, engine.ladder)
 
     @torch.no_grad()
     def hypergradients(self) -> dict[str, float]:
@@ -399,13 +400,13 @@ class Level(torch.optim.Optimizer):
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)  # a torch optimizer's state dict has no levels above
-        self._engine = Engine(self._blueprints(), self._learned, self.param_groups, self.state)
+        self._engine = Engine(self.blueprints(), self._learned, self.param_groups, self.state)
 
     def _check_loaded(self, groups: Iterable[Mapping[str, Any]], states: Mapping[Tensor, Mapping[str, Any]]) -> None:
         """Raise ValueError unless a state dict holds this tower, or no tower at all, over the same parameters."""
         of_top = f"L{self.height}/state/" if self._levels[-1]._factory else "none"  # there from the first step on
         for g, (saved, group) in enumerate(zip(groups, self.param_groups, strict=True)):
-            missing = [key for key in self._blueprints()[0].numbers() if key not in saved]
+            missing = [key for key in self.blueprints()[0].numbers() if key not in saved]
             if missing:
                 raise ValueError(
                     f"The state dict holds another optimizer than this one ({self}): group {g} has no {', '.join(missing)}. Load "

@@ -5,18 +5,27 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from .domains import Domain
 
-__all__ = ["Rule", "safe_divide", "safe_sqrt"]
+__all__ = ["MomentumForm", "Rule", "safe_divide", "safe_sqrt"]
 
 Number: TypeAlias = float | Tensor
 Hyper: TypeAlias = Mapping[str, Any]  # name -> Number; Any, since torch's stubs do not let a Number multiply a Number
 State: TypeAlias = dict[str, Tensor]
+
+
+class MomentumForm(NamedTuple):
+    """An update as heavy-ball momentum: buffer ← decay · buffer + injection;  w ← w + rate · buffer (the new one)."""
+
+    buffer: str  # the name of the only state
+    decay: str  # the name of the hyperparameter that multiplies it
+    injection: Tensor  # a function of weights, gradient and the other hyperparameters
+    rate: Number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +116,10 @@ class Rule(ABC):
     def remembers(self, learned: Collection[str], hyper: Collection[str]) -> frozenset[str]:
         """Which of "gradient" and "weights" `replay` needs of the last update, besides the state after it."""
         return frozenset(("gradient", "weights"))
+
+    def momentum_form(self, weights: Tensor, gradient: Tensor, hyper: Hyper, step: Number) -> MomentumForm | None:
+        """The same update in a form that can be undone exactly, for `gdtuo.Reversible`; None where there is none."""
+        return None
 
     def replay(
         self, learned: tuple[str, ...], weights: Tensor, gradient: Tensor, state: State, hyper: Hyper, step: Number

@@ -2,6 +2,7 @@
 
 from .adagrad import AdaGrad, AdaGradRule
 from .adam import Adam, AdamRule, AdamW, AdamWRule
+from .averaging import AveragingSGD, AveragingSGDRule
 from .rmsprop import RMSProp, RMSPropRule
 from .sgd import SGD, SGDRule
 
@@ -13,6 +14,8 @@ __all__ = [
     "AdamRule",
     "AdamW",
     "AdamWRule",
+    "AveragingSGD",
+    "AveragingSGDRule",
     "RMSProp",
     "RMSPropRule",
     "SGDRule",

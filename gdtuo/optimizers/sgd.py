@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..domains import Positive, UnitInterval
 from ..level import Learning, Level, Params
-from ..rules import Hyper, Number, State
+from ..rules import Hyper, MomentumForm, Number, State
 from .penalized import PenalizedRule
 
 if TYPE_CHECKING:
@@ -57,6 +57,12 @@ class SGDRule(PenalizedRule):
         switches = {"nesterov": self.nesterov, "maximize": self.maximize, "is_first_step": bool(steps[0] == 1)}
         kernel(weights, gradients, state.get("momentum_buffer", []), **numbers, **switches)
         return True
+
+    def momentum_form(self, weights: Tensor, gradient: Tensor, hyper: Hyper, step: Number) -> MomentumForm | None:
+        if "momentum" not in hyper or self.nesterov:  # Nesterov's step needs the gradient that is to be undone
+            return None
+        fresh = 1 - hyper.get("dampening", 0.0) * (step > 1)
+        return MomentumForm("momentum_buffer", "momentum", fresh * self.descent(weights, gradient, hyper), -hyper["lr"])
 
     def remembers(self, learned: Collection[str], hyper: Collection[str]) -> frozenset[str]:
         buffer_is_direction = "momentum" in hyper and not self.nesterov
