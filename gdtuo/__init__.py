@@ -2,9 +2,30 @@
 
 from . import compat
 from .domains import Domain, Positive, Real, UnitInterval
+from .hypergrad import (
+    Check,
+    Checkpointed,
+    Forward,
+    Implicit,
+    Plan,
+    Record,
+    Result,
+    Reverse,
+    Reversible,
+    Training,
+    Truncated,
+    check_hypergradient,
+    hypergradient,
+    make_functional,
+    plan,
+    project_box,
+    project_budget,
+    project_simplex,
+    realtime,
+)
 from .level import Learning, Level
-from .optimizers import SGD, AdaGrad, Adam, AdamW, RMSProp
-from .rules import Rule, safe_divide, safe_sqrt
+from .optimizers import SGD, AdaGrad, Adam, AdamW, AveragingSGD, RMSProp
+from .rules import MomentumForm, Rule, safe_divide, safe_sqrt
 from .text import tower
 
 __version__ = "0.1.0"
@@ -14,15 +35,36 @@ __all__ = [
     "AdaGrad",
     "Adam",
     "AdamW",
+    "AveragingSGD",
+    "Check",
+    "Checkpointed",
     "Domain",
+    "Forward",
+    "Implicit",
     "Learning",
     "Level",
+    "MomentumForm",
+    "Plan",
     "Positive",
     "RMSProp",
     "Real",
+    "Record",
+    "Result",
+    "Reverse",
+    "Reversible",
     "Rule",
+    "Training",
+    "Truncated",
     "UnitInterval",
+    "check_hypergradient",
     "compat",
+    "hypergradient",
+    "make_functional",
+    "plan",
+    "project_box",
+    "project_budget",
+    "project_simplex",
+    "realtime",
     "safe_divide",
     "safe_sqrt",
     "tower",

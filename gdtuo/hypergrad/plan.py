@@ -1,0 +1,216 @@
+"""`plan`: what each method would cost, before anything runs."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from .checkpointed import Checkpointed
+from .dynamics import Cost, Dynamics
+from .forward import Forward
+from .implicit import Implicit
+from .live_bytes import LiveBytes
+from .method import Method
+from .remainders import Remainders
+from .reverse import Reverse
+from .reversible import Reversible
+from .tangents import Tangents
+from .training import Training
+from .tree import Tree
+from .truncated import Truncated
+
+__all__ = ["Plan", "PlanRow", "plan"]
+
+PRODUCT = 2.0  # a product's work in gradients: benchmarks/curvature.py found 1.7 to 2.5
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One method's forecast.
+
+    Args:
+        method: it.
+        gradients, products: evaluations, as in `Cost`; for Implicit at most so many.
+        memory: bytes at the peak: states that are kept, and what one step needs for itself.
+        exact: whether it gives the derivative of the run itself.
+        note: why it cannot be used, or is not; else "".
+    """
+
+    method: Method
+    gradients: int
+    products: int
+    memory: int
+    exact: bool
+    note: str = ""
+
+    @property
+    def work(self) -> float:
+        """Its time in evaluations of the inner gradient, roughly."""
+        return self.gradients + PRODUCT * self.products
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `plan` found; printed it is a table.
+
+    Args:
+        rows: one for each method.
+        best: the exact method with the least work that fits the memory.
+    """
+
+    rows: tuple[PlanRow, ...]
+    best: Method
+
+    def __str__(self) -> str:
+        names = [repr(row.method) for row in self.rows]
+        width = max(map(len, names))
+        lines = [f"{'':{width}}  gradients  products     memory  work"]
+        least = min(row.work for row in self.rows if row.exact)
+        for name, row in zip(names, self.rows, strict=True):
+            mark = "  <- best" if row.method == self.best else f"  {row.note}" if row.note else ""
+            lines.append(
+                f"{name:{width}}  {row.gradients:9,}  {row.products:8,}  {sized(row.memory):>9}  {row.work / least:4.1f}{mark}"
+            )
+        return "\n".join(lines)
+
+
+def plan(training: Training, params: Tree, hyper: Tree, *, memory: int | None = None) -> Plan:
+    """Forecast memory and work of every method for a run, and pick one; nothing is trained.
+
+    States are counted; what one step needs for itself (the graph of the loss) is found by tracing one step without
+    computing it. The outer loss's own memory is not included.
+
+    Args:
+        training, params, hyper: as in `hypergradient`; one training and one outer loss.
+        memory: bytes that may be used. Default: half of what is free on the weights' device.
+
+    Returns:
+        a `Plan`.
+
+    Raises:
+        TypeError, ValueError: if the arguments do not fit each other.
+
+    Example:
+        >>> import torch, gdtuo
+        >>> training = gdtuo.Training(lambda p, h, batch: (p["w"] ** 2).sum(), gdtuo.SGD(lr=0.1, momentum=0.9), steps=1000)
+        >>> hyper = {"optimizer": {"lr": torch.full((1000,), 0.1)}}
+        >>> gdtuo.plan(training, {"w": torch.ones(10**6)}, hyper, memory=10**9).best
+        Reversible()
+    """
+    dynamics = Dynamics(training, params, hyper)
+    memory = free_memory(dynamics.device) // 2 if memory is None else memory
+    pull = workspace(dynamics, pull_once)
+    rows = [forecast(dynamics, method, pull) for method in candidates(dynamics, memory - pull)]
+    exact = [row for row in rows if row.exact and not row.note]
+    fitting = [row for row in exact if row.memory <= memory]
+    best = min(fitting, key=lambda row: row.work) if fitting else min(exact, key=lambda row: row.memory)
+    return Plan(tuple(rows), best.method)
+
+
+def candidates(dynamics: Dynamics, room: int) -> list[Method]:
+    """What there is to choose from."""
+    least = 3 * dynamics.state_bytes
+    return [
+        Reverse(),
+        Checkpointed(),
+        Checkpointed(arity=2),
+        *([Checkpointed(memory=room)] if room >= least else []),
+        Reversible(),
+        Forward(),
+        Truncated(max(1, dynamics.steps // 10)),
+        Implicit(),
+    ]
+
+
+def forecast(dynamics: Dynamics, method: Method, pull: int) -> PlanRow:
+    """A method's row; `pull` is the memory of one step pulled back."""
+    try:
+        cost = method.forecast(dynamics)
+    except ValueError as error:
+        return PlanRow(method, 0, 0, 0, False, f"cannot: {error}")
+    step: float = pull
+    if isinstance(method, Forward):
+        step = workspace(dynamics, lambda run: push_once(run, method.chunk))
+    elif isinstance(method, Reversible):
+        step += max(weight.numel() for weight in dynamics.weights) * bytes_to_multiply()
+    kept = round(cost.states * dynamics.state_bytes) + 2 * sum(leaf.numel() * leaf.element_size() for leaf in dynamics.leaves)
+    inexact = {Truncated: "inexact: the last steps only", Implicit: "exact at a minimum only; at most so many products"}
+    return PlanRow(
+        method, cost.gradients, cost.products, round(kept + step), type(method) not in inexact, inexact.get(type(method), "")
+    )
+
+
+# ---------------------------------------------------------------- what a step needs for itself
+
+
+def workspace(dynamics: Dynamics, step: Callable[[Dynamics], Callable[[], object]]) -> int:
+    """The bytes that a step takes at its peak besides what is given; traced on tensors without memory where that works."""
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            fake: Callable[[Tensor], Tensor] = mode.from_tensor
+            run = copy.copy(dynamics)
+            run.weights, run.leaves = [fake(x) for x in dynamics.weights], [fake(x) for x in dynamics.leaves]
+            return peak(step(run))
+    except Exception:  # a loss that looks at values, or leaves torch, cannot be traced: one step is computed
+        return peak(step(copy.copy(dynamics)))
+
+
+def peak(action: Callable[[], object]) -> int:
+    """The bytes of what an action makes, at their most."""
+    with LiveBytes() as live:
+        action()
+    return live.peak
+
+
+def pull_once(run: Dynamics) -> Callable[[], object]:
+    """The first step, pulled back."""
+    run.cost = Cost()
+    state = run.start()
+    adjoint = [torch.ones_like(x) for x in state]
+    into = [torch.zeros_like(leaf) for leaf in run.leaves]
+    return lambda: run.pull(run.linearize(state[: len(run.weights)], 0), state, 0, [adjoint], [into])
+
+
+def push_once(run: Dynamics, chunk: int | None) -> Callable[[], object]:
+    """The first step, pushed forward."""
+    run.cost = Cost()
+    tangents = Tangents(run, chunk)
+    return lambda: tangents.advance(0)
+
+
+def bytes_to_multiply() -> float:
+    """The temporaries of `Remainders.multiply` for each weight."""
+    count = 256
+    v, remainders = torch.arange(count), Remainders(torch.Size([count]), torch.device("cpu"))
+    return peak(lambda: remainders.multiply(v, torch.tensor(9), torch.tensor(10))) / count
+
+
+# ---------------------------------------------------------------- what there is, and how it is shown
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that nobody uses.
+
+    Raises:
+        ValueError: where the system does not say.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError) as error:
+        raise ValueError("plan cannot see how much memory is free here. Give it: memory=4 * 2**30.") from error
+
+
+def sized(count: int) -> str:
+    """Bytes with a unit."""
+    value, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while value >= 1024 and len(units) > 1:
+        value, units = value / 1024, units[1:]
+    return f"{value:.3g} {units[0]}"
