@@ -58,7 +58,13 @@ def rmsprop(w, g, s, h, t, centered=False, maximize=False):
     return w - h["lr"] * b, {"s": square, "a": mean, "b": b}
 
 
-RULES = {"sgd": sgd, "adam": adam, "adamw": adamw, "adagrad": adagrad, "rmsprop": rmsprop}
+def averaging(w, g, s, h, t, maximize=False):
+    g = (-g if maximize else g) + h["weight_decay"] * w
+    v = h["momentum"] * s.get("velocity", torch.zeros_like(w)) - (1 - h["momentum"]) * g
+    return w + h["lr"] * v, {"velocity": v}
+
+
+RULES = {"sgd": sgd, "averaging": averaging, "adam": adam, "adamw": adamw, "adagrad": adagrad, "rmsprop": rmsprop}
 POSITIVE, UNIT, REAL = "positive", "unit", "real"
 DOMAINS = dict.fromkeys(("lr", "eps", "weight_decay", "lr_decay"), POSITIVE) | dict.fromkeys(
     ("momentum", "dampening", "beta1", "beta2", "alpha"), UNIT

@@ -2,6 +2,7 @@
 
 from .check import Check, check_hypergradient
 from .checkpointed import Checkpointed
+from .dynamics import Cost, Dynamics
 from .forward import Forward
 from .hypergradient import hypergradient
 from .implicit import Implicit
@@ -19,6 +20,8 @@ from .truncated import Truncated
 __all__ = [
     "Check",
     "Checkpointed",
+    "Cost",
+    "Dynamics",
     "Forward",
     "Implicit",
     "Method",

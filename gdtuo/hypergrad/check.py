@@ -154,7 +154,7 @@ def probed(leaf: Tensor, slope: Tensor, name: str, entries: int, directions: int
 
 def compared(at: Callable[[Tensor], float], leaf: Tensor, probes: Sequence[Probe], scale: float) -> list[CheckRow]:
     """Central differences beside the slopes."""
-    step = torch.finfo(leaf.dtype).eps ** 0.2 * scale
+    step = torch.finfo(leaf.dtype).eps ** 0.25 * scale
     found = []
     for probe in probes:
         h = step / float(probe.direction.abs().max())

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from .dynamics import Dynamics
 from .reverse import every_step
-from .sweep import Action, Part, Split, Sweep, sweep
+from .sweep import Part, Scheme, Split, Sweep
 
 __all__ = ["Checkpointed", "binomial"]
 
@@ -31,8 +30,8 @@ class Checkpointed(Sweep):
         products: as in `Reverse`.
 
     Raises:
-        ValueError: if a number is out of range, several of the three are given, or the memory holds less than one
-            state beside those at work.
+        ValueError: if a number is out of range, several of the three are given, or the memory holds less than the
+            three states that are at work.
 
     References:
         Chen, Xu, Zhang, Guestrin, "Training Deep Nets with Sublinear Memory Cost", 2016 (√T and k-ary); Griewank,
@@ -58,20 +57,21 @@ class Checkpointed(Sweep):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"Checkpointed got {name}={value!r}. Give an integer >= {least}.")
 
-    def actions(self, dynamics: Dynamics, losses: int) -> Iterator[tuple[Action, int]]:
+    def scheme(self, dynamics: Dynamics, losses: int) -> Scheme:
         steps = dynamics.steps
         if self.memory is not None:
             size = dynamics.state_bytes
-            room = self.memory // size - losses - 1  # beside the adjoints and the state that is advanced
-            if room < 0:
+            least = losses + min(steps, 2)  # the adjoints, the state at the beginning, the one that is advanced
+            if self.memory < size * least:
                 raise ValueError(
-                    f"Checkpointed got memory={self.memory}: a state takes {size} bytes, and {losses + 1} must be held at a "
-                    f"time, {losses} of them adjoints. Give at least {size * (losses + 1)}, or use gdtuo.Reversible()."
+                    f"Checkpointed got memory={self.memory}: a state takes {size} bytes, and {least} must be held at a time, "
+                    f"{losses} of them adjoints. Give at least {size * least}, or use gdtuo.Reversible()."
                 )
-            return sweep(0, steps, room, binomial)
+            room = self.memory // size - least
+            return Scheme(0, room, binomial)
         if self.arity is not None:
-            return sweep(0, steps, 0, k_ary(self.arity))
-        return sweep(0, steps, 1, two_levels(self.segments or math.isqrt(steps - 1) + 1))
+            return Scheme(0, 0, k_ary(self.arity))
+        return Scheme(0, 1, two_levels(self.segments or math.isqrt(steps - 1) + 1))
 
 
 def evenly(length: int, parts: int) -> list[int]:
@@ -103,15 +103,13 @@ def k_ary(arity: int) -> Split:
 def binomial(length: int, room: int) -> list[Part]:
     """Into two parts, where that costs the fewest steps with so many states to keep.
 
-    With s states and no step advanced more than r times, C(s + r, s) steps can be reversed. The first part is as long
-    as s states and r - 1 repetitions allow, while the second has s - 1 states and r.
+    With s states, the one at the beginning included, and no step advanced more than r times, C(s + r, s) steps can be
+    reversed. The second part has one state less, the first the same and one repetition less.
     """
-    if not room:
-        return [(length - 1, 0), (1, 0)]
     if room >= length - 1:
         return every_step(length, 0)
-    repetitions = 1
-    while math.comb(room + repetitions, room) < length:
+    states, repetitions = room + 1, 1
+    while math.comb(states + repetitions, states) < length:
         repetitions += 1
-    first = min(math.comb(room + repetitions - 1, room), length - math.comb(room + repetitions - 2, room - 1))
+    first = min(math.comb(states + repetitions - 1, states), length - math.comb(states + repetitions - 2, states - 1))
     return [(first, room), (length - first, room - 1)]

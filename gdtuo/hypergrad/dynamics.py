@@ -79,7 +79,7 @@ class Dynamics:
         return [states[i] for i, _ in self.state_names]
 
     def _places_of_states(self, own: Sequence[Tensor]) -> dict[int, int]:
-        """Place in the list of states -> the leaf that it starts from."""
+        """Place in the state -> the leaf that it starts from."""
         places = {(name, self.weight_paths[i]): place for place, (i, name) in enumerate(self.state_names)}
         given = {}
         for leaf, (name, path) in self.numbers.states.items():
@@ -95,7 +95,7 @@ class Dynamics:
                     f"{where} has shape {list(self.leaves[leaf].shape)}. Give the state's, {list(own[place].shape)}: a state is "
                     "not a schedule."
                 )
-            given[place] = leaf
+            given[len(self.weights) + place] = leaf
         return given
 
     def on_batch(self, batch: object) -> Dynamics:
@@ -120,9 +120,10 @@ class Dynamics:
         """s_0, a differentiable function of both."""
         states = [self.rule.init(weight, self.numbers.names(i)) for i, weight in enumerate(weights)]
         flat = [state[name] for state, (_, name) in zip(self._spread(states), self.state_names, strict=True)]
+        start = [*weights, *flat]
         for place, leaf in self.given_states.items():
-            flat[place] = leaves[leaf].to(flat[place].dtype)
-        return [*weights, *flat]
+            start[place] = leaves[leaf].to(start[place].dtype)
+        return start
 
     def start(self) -> RunState:
         """s_0, to run from."""

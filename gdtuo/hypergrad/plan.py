@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from .forward import Forward
 from .implicit import Implicit
 from .live_bytes import LiveBytes
 from .method import Method
-from .remainders import Remainders
+from .remainders import BLOCK, Remainders
 from .reverse import Reverse
 from .reversible import Reversible
 from .tangents import Tangents
@@ -105,8 +105,8 @@ def plan(training: Training, params: Tree, hyper: Tree, *, memory: int | None = 
     """
     dynamics = Dynamics(training, params, hyper)
     memory = free_memory(dynamics.device) // 2 if memory is None else memory
-    pull = workspace(dynamics, pull_once)
-    rows = [forecast(dynamics, method, pull) for method in candidates(dynamics, memory - pull)]
+    pull, graph = workspace(dynamics, pull_once)
+    rows = [forecast(dynamics, method, pull, graph) for method in candidates(dynamics, memory - pull)]
     exact = [row for row in rows if row.exact and not row.note]
     fitting = [row for row in exact if row.memory <= memory]
     best = min(fitting, key=lambda row: row.work) if fitting else min(exact, key=lambda row: row.memory)
@@ -128,67 +128,81 @@ def candidates(dynamics: Dynamics, room: int) -> list[Method]:
     ]
 
 
-def forecast(dynamics: Dynamics, method: Method, pull: int) -> PlanRow:
-    """A method's row; `pull` is the memory of one step pulled back."""
+def forecast(dynamics: Dynamics, method: Method, pull: int, graph: int) -> PlanRow:
+    """A method's row; `pull` is the memory of one step pulled back, `graph` that of the inner gradient's graph alone."""
     try:
         cost = method.forecast(dynamics)
     except ValueError as error:
         return PlanRow(method, 0, 0, 0, False, f"cannot: {error}")
-    step: float = pull
+    state, step = dynamics.state_bytes, float(pull)
     if isinstance(method, Forward):
-        step = workspace(dynamics, lambda run: push_once(run, method.chunk))
-    elif isinstance(method, Reversible):
-        step += max(weight.numel() for weight in dynamics.weights) * bytes_to_multiply()
-    kept = round(cost.states * dynamics.state_bytes) + 2 * sum(leaf.numel() * leaf.element_size() for leaf in dynamics.leaves)
+        step = workspace(dynamics, lambda run: push_once(run, method.chunk))[0]
+    elif isinstance(method, Reversible):  # the state in floating point; or, while the graph waits, the way to it
+        largest = max(weight.numel() for weight in dynamics.weights)
+        step = state + max(pull, graph + bytes_to_multiply(largest))
+    kept = cost.states * state + 2 * sum(leaf.numel() * leaf.element_size() for leaf in dynamics.leaves)
     inexact = {Truncated: "inexact: the last steps only", Implicit: "exact at a minimum only; at most so many products"}
-    return PlanRow(
-        method, cost.gradients, cost.products, round(kept + step), type(method) not in inexact, inexact.get(type(method), "")
-    )
+    note = inexact.get(type(method), "")
+    return PlanRow(method, cost.gradients, cost.products, round(kept + step), not note, note)
 
 
 # ---------------------------------------------------------------- what a step needs for itself
 
 
-def workspace(dynamics: Dynamics, step: Callable[[Dynamics], Callable[[], object]]) -> int:
-    """The bytes that a step takes at its peak besides what is given; traced on tensors without memory where that works."""
+def workspace(dynamics: Dynamics, step: Callable[[Dynamics], Iterator[None]]) -> tuple[int, int]:
+    """The bytes that a step takes besides what is given, at its peak and where it stops half-way.
+
+    It is traced on tensors without memory, where that works.
+    """
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
             fake: Callable[[Tensor], Tensor] = mode.from_tensor
             run = copy.copy(dynamics)
             run.weights, run.leaves = [fake(x) for x in dynamics.weights], [fake(x) for x in dynamics.leaves]
-            return peak(step(run))
+            return measured(step(run))
     except Exception:  # a loss that looks at values, or leaves torch, cannot be traced: one step is computed
-        return peak(step(copy.copy(dynamics)))
+        return measured(step(copy.copy(dynamics)))
 
 
-def peak(action: Callable[[], object]) -> int:
-    """The bytes of what an action makes, at their most."""
+def measured(step: Iterator[None]) -> tuple[int, int]:
+    """The bytes of what a step makes; before it begins it stops once."""
+    next(step)
     with LiveBytes() as live:
-        action()
-    return live.peak
+        next(step)
+        half = live.now
+        for _ in step:
+            pass
+    return live.peak, half
 
 
-def pull_once(run: Dynamics) -> Callable[[], object]:
+def pull_once(run: Dynamics) -> Iterator[None]:
     """The first step, pulled back."""
     run.cost = Cost()
     state = run.start()
     adjoint = [torch.ones_like(x) for x in state]
     into = [torch.zeros_like(leaf) for leaf in run.leaves]
-    return lambda: run.pull(run.linearize(state[: len(run.weights)], 0), state, 0, [adjoint], [into])
+    yield
+    gradient = run.linearize(state[: len(run.weights)], 0)
+    yield
+    run.pull(gradient, state, 0, [adjoint], [into])
 
 
-def push_once(run: Dynamics, chunk: int | None) -> Callable[[], object]:
+def push_once(run: Dynamics, chunk: int | None) -> Iterator[None]:
     """The first step, pushed forward."""
     run.cost = Cost()
     tangents = Tangents(run, chunk)
-    return lambda: tangents.advance(0)
+    yield
+    yield
+    tangents.advance(0)
 
 
-def bytes_to_multiply() -> float:
-    """The temporaries of `Remainders.multiply` for each weight."""
-    count = 256
-    v, remainders = torch.arange(count), Remainders(torch.Size([count]), torch.device("cpu"))
-    return peak(lambda: remainders.multiply(v, torch.tensor(9), torch.tensor(10))) / count
+def bytes_to_multiply(count: int) -> int:
+    """What `Remainders.multiply` of so many weights takes besides them."""
+    block = min(count, BLOCK)
+    v, remainders = torch.arange(block), Remainders(torch.Size([block]), torch.device("cpu"))
+    with LiveBytes() as live:
+        remainders.multiply(v, torch.tensor(9), torch.tensor(10))
+    return live.peak + 2 * 8 * (count - block)
 
 
 # ---------------------------------------------------------------- what there is, and how it is shown

@@ -56,11 +56,12 @@ def project_simplex(x: Tensor, total: float = 1.0) -> Tensor:
         raise ValueError(f"project_simplex got total={total}. Give a number > 0, as 1.0.")
     if not x.numel():
         raise ValueError("project_simplex got an empty tensor, whose entries have no sum. Give at least one entry.")
-    descending = x.detach().flatten().to(torch.float64).sort(descending=True).values
+    shifted = _below_0(x)  # which changes nothing but the rounding of large numbers
+    descending = shifted.flatten().sort(descending=True).values
     counts = torch.arange(1, len(descending) + 1, dtype=torch.float64, device=x.device)
     thresholds = (descending.cumsum(0) - total) / counts
     last = int((descending > thresholds).sum()) - 1  # with the largest entry alone the threshold always lies below it
-    return (x.detach().to(torch.float64) - thresholds[last]).clamp_min(0.0).to(x.dtype)
+    return (shifted - thresholds[last]).clamp_min(0.0).to(x.dtype)
 
 
 def project_budget(x: Tensor, total: float) -> Tensor:
@@ -91,20 +92,29 @@ def project_budget(x: Tensor, total: float) -> Tensor:
         raise ValueError(
             f"project_budget got total={total}: a sum of numbers >= 0 keeps below no negative one. Give a number >= 0."
         )
-    flat = x.detach().flatten().to(torch.float64)
+    inside = x.detach().to(torch.float64).clamp(0.0, 1.0)
+    if float(inside.sum()) <= total:
+        return inside.to(x.dtype)
+    shifted = _below_0(x)
 
-    def clipped(tau: Tensor | float) -> Tensor:
-        return (flat - tau).clamp(0.0, 1.0)
+    def clipped(tau: Tensor) -> Tensor:
+        return (shifted - tau).clamp(0.0, 1.0)
 
-    if float(clipped(0.0).sum()) <= total:
-        return clipped(0.0).reshape(x.shape).to(x.dtype)
-    # The sum falls from above `total` at τ = 0 to 0 at the largest entry; bisect over the places where it bends.
-    bends = torch.cat([flat, flat - 1.0, flat.new_zeros(1)])
-    bends = bends[bends >= 0].sort().values
+    # The sum falls as τ rises, down to 0 at the largest entry; bisect over the places where it bends.
+    bends = torch.cat([shifted.flatten(), shifted.flatten() - 1.0]).sort().values
     low, high = 0, len(bends) - 1
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if float(clipped(bends[middle]).sum()) > total else (low, middle)
-    above, below = (float(clipped(bends[i]).sum()) for i in (low, high))
-    share = (above - total) / (above - below) if above > below else 0.0
-    return clipped(bends[low] + share * (bends[high] - bends[low])).reshape(x.shape).to(x.dtype)
+    between = clipped((bends[low] + bends[high]) / 2)
+    free = (between > 0) & (between < 1)  # the same ones everywhere between two bends
+    if not free.any():
+        return clipped(bends[high]).to(x.dtype)
+    tau = (shifted[free].sum() + (between == 1).sum() - total) / free.sum()
+    return clipped(tau).to(x.dtype)
+
+
+def _below_0(x: Tensor) -> Tensor:
+    """x - max x, in 64 bits."""
+    x = x.detach().to(torch.float64)
+    return x - x.max()

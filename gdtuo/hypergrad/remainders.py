@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from .rationals import DENOMINATOR_BITS
 
-__all__ = ["Remainders", "stacked_bytes"]
+__all__ = ["Remainders", "growth", "stacked_bytes"]
 
+BLOCK = 2**14  # elements that are worked on at a time
 WORD = 16  # bits that move from a head to the stack at a time
 HEAD = 62  # the most bits of a head: a step may add d to what it makes of it
 UNIT = 2**32  # the count of bits is an integer in this unit, so that it can be counted back exactly
@@ -18,6 +20,9 @@ UNIT = 2**32  # the count of bits is an integer in this unit, so that it can be 
 #: is less than SLACK bits, so they are counted from START on.
 START = HEAD - WORD
 SLACK = UNIT >> (START - DENOMINATOR_BITS - 2)
+
+
+OneToOne: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Remainders:
@@ -54,25 +59,31 @@ class Remainders:
         words = moved(self._bits) - moved(before)
         for already in range(most(words)):
             self._spill(already < words)
-        q = v.div(d, rounding_mode="floor")
-        h = self._head.div(n, rounding_mode="floor")
-        r, u = v - q * d, self._head - h * n
-        c = (r * n + u).div(d, rounding_mode="floor")
-        order = Order(c, n, d)
-        self._head = h * d + order.rank(r, u)
-        return q * n + c
+        return self._in_blocks(multiplied, v, n, d)
 
     def divide(self, v: Tensor, n: Tensor, d: Tensor) -> Tensor:
         """The inverse of the last `multiply`."""
-        q = v.div(n, rounding_mode="floor")
-        h = self._head.div(d, rounding_mode="floor")
-        r, u = Order(v - q * n, n, d).pair(self._head - h * d)
-        self._head = h * n + u
+        v = self._in_blocks(divided, v, n, d)
         after, self._bits = self._bits, self._bits - growth(n, d)
         words = moved(after) - moved(self._bits)
         for already in reversed(range(most(words))):
             self._refill(already < words)
-        return q * d + r
+        return v
+
+    def _in_blocks(self, function: OneToOne, v: Tensor, n: Tensor, d: Tensor) -> Tensor:
+        """A map of (v, head), block by block: it needs some twenty temporaries."""
+        if v.numel() <= BLOCK:
+            v, self._head = function(v, self._head, n, d)
+            return v
+        result, heads = torch.empty_like(v, memory_format=torch.contiguous_format), torch.empty_like(self._head)
+        n, d = (x if x.numel() == 1 else x.expand_as(v).reshape(-1) for x in (n, d))
+        flat = v.reshape(-1), self._head.reshape(-1), result.view(-1), heads.view(-1)
+        for low in range(0, v.numel(), BLOCK):
+            block = slice(low, low + BLOCK)
+            here = [x if x.numel() == 1 else x[block] for x in (n, d)]
+            flat[2][block], flat[3][block] = function(flat[0][block], flat[1][block], *here)
+        self._head = heads
+        return result
 
     def _spill(self, which: Tensor) -> None:
         which = which.to(self._head.device).expand_as(self._head)
@@ -103,6 +114,23 @@ class Remainders:
     def nbytes(self) -> int:
         """The memory that it takes."""
         return sum(t.numel() * t.element_size() for t in (self._head, *self._stack))
+
+
+def multiplied(v: Tensor, head: Tensor, n: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    """(v, H) -> (v', H')."""
+    q = v.div(d, rounding_mode="floor")
+    h = head.div(n, rounding_mode="floor")
+    r, u = v - q * d, head - h * n
+    c = (r * n + u).div(d, rounding_mode="floor")
+    return q * n + c, h * d + Order(c, n, d).rank(r, u)
+
+
+def divided(v: Tensor, head: Tensor, n: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    """(v', H') -> (v, H)."""
+    q = v.div(n, rounding_mode="floor")
+    h = head.div(d, rounding_mode="floor")
+    r, u = Order(v - q * n, n, d).pair(head - h * d)
+    return q * d + r, h * n + u
 
 
 class Order:
@@ -153,11 +181,9 @@ class Order:
         return self._first + (u < self._a).to(u.dtype)
 
 
-def stacked_bytes(fractions: Iterable[tuple[Tensor, Tensor]], shape: torch.Size) -> int:
-    """The memory of the stack after such steps."""
-    bits = torch.tensor(START * UNIT)
-    for n, d in fractions:
-        bits = bits + growth(n, d)
+def stacked_bytes(grown: Tensor, shape: torch.Size) -> int:
+    """The memory of the stack of integers that steps have made to grow by so much, the sum of their `growth`."""
+    bits = START * UNIT + grown
     return int(moved(bits).expand(shape).sum()) * WORD // 8
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .dynamics import Dynamics
-from .sweep import Action, Part, Sweep, sweep
+from .sweep import Part, Scheme, Sweep
 
 __all__ = ["Reverse"]
 
@@ -36,8 +35,8 @@ class Reverse(Sweep):
         Reverse()
     """
 
-    def actions(self, dynamics: Dynamics, losses: int) -> Iterator[tuple[Action, int]]:
-        return sweep(0, dynamics.steps, 0, every_step)
+    def scheme(self, dynamics: Dynamics, losses: int) -> Scheme:
+        return Scheme(0, 0, every_step)
 
 
 def every_step(length: int, room: int) -> list[Part]:

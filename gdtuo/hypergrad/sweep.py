@@ -6,14 +6,15 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TypeAlias
+from itertools import chain
+from typing import NamedTuple, TypeAlias
 
 from .curvature import Products
 from .dynamics import Cost, Dynamics
 from .method import Derivative, Meter, Method, check_products
 from .outer import Outer
 
-__all__ = ["Action", "Part", "Split", "Sweep", "sweep"]
+__all__ = ["Action", "Part", "Scheme", "Split", "Sweep", "sweep"]
 
 
 class Action(Enum):
@@ -49,9 +50,37 @@ def sweep(first: int, last: int, room: int, split: Split) -> Iterator[tuple[Acti
             low += length
 
 
+def tally(length: int, room: int, split: Split) -> tuple[int, int]:
+    """(inner gradients, the highest stack) of such a sweep, counted part by part."""
+    known: dict[Part, tuple[int, int]] = {}
+    agenda = [(length, room)]
+    while agenda:
+        part = agenda[-1]
+        if part[0] == 1:
+            known[part] = (1, 1)
+        elif part not in known:
+            parts = split(*part)
+            if missing := set(parts) - known.keys():
+                agenda.extend(missing)
+                continue
+            below = max(i + known[inside][1] for i, inside in enumerate(parts))
+            advanced = part[0] - parts[-1][0]
+            known[part] = advanced + sum(known[inside][0] for inside in parts), max(below, len(parts))
+        agenda.pop()
+    return known[length, room]
+
+
+class Scheme(NamedTuple):
+    """Which steps are pulled back, and how they are split."""
+
+    first: int
+    room: int
+    split: Split
+
+
 @dataclass(frozen=True, repr=False)
 class Sweep(Method):
-    """A method that is a list of actions."""
+    """A method that is a scheme of what is kept."""
 
     products: Products = field(default="reverse-over-reverse", kw_only=True)
 
@@ -59,17 +88,15 @@ class Sweep(Method):
         check_products(self.products)
 
     @abstractmethod
-    def actions(self, dynamics: Dynamics, losses: int) -> Iterator[tuple[Action, int]]:
-        """What is done, in order; the stack starts with the initial state."""
-
-    def reaches_start(self, steps: int) -> bool:
-        """Whether all steps are pulled back, so that the initial state has an adjoint."""
-        return True
+    def scheme(self, dynamics: Dynamics, losses: int) -> Scheme:
+        """How a run is pulled back."""
 
     def differentiate(self, dynamics: Dynamics, outer: Outer, meter: Meter) -> Derivative:
         stack = [dynamics.start()]
-        count, losses = len(dynamics.weights), outer.count
-        for action, t in self.actions(dynamics, losses):
+        count, losses, steps = len(dynamics.weights), outer.count, dynamics.steps
+        first, room, split = self.scheme(dynamics, losses)
+        skipped = ((Action.ADVANCE, t) for t in range(first))
+        for action, t in chain(skipped, sweep(first, steps, room, split)):
             dynamics.cost.states = max(dynamics.cost.states, len(stack) + losses)
             if action is Action.COPY:
                 stack.append(stack[-1])
@@ -79,25 +106,17 @@ class Sweep(Method):
             else:
                 state = stack.pop()
                 gradient = dynamics.linearize(state[:count], t)
-                if t == dynamics.steps - 1:  # the first step to be pulled back is the last of the run
+                if t == steps - 1:  # the first step to be pulled back is the last of the run
                     end = dynamics.after(state, gradient.value, t)
                     final, slopes = end[:count], outer.slopes(dynamics, end[:count])
                     into, arrived = slopes.direct(), slopes.adjoints(end)
                     del end
                 arrived = dynamics.pull(gradient, state, t, arrived, into)
             meter.tick()
-        by_weights = dynamics.pull_initial(arrived, into) if self.reaches_start(dynamics.steps) else None
+        by_weights = dynamics.pull_initial(arrived, into) if first == 0 else None
         return Derivative(slopes, final, into, by_weights)
 
     def forecast(self, dynamics: Dynamics, losses: int = 1) -> Cost:
-        cost, depth = Cost(), 1
-        for action, _ in self.actions(dynamics, losses):
-            cost.states = max(cost.states, depth + losses)
-            if action is Action.COPY:
-                depth += 1
-                continue
-            cost.gradients += 1
-            if action is Action.PULL:
-                depth -= 1
-                cost.products += losses
-        return cost
+        first, room, split = self.scheme(dynamics, losses)
+        gradients, height = tally(dynamics.steps - first, room, split)
+        return Cost(first + gradients, (dynamics.steps - first) * losses, height + losses)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .dynamics import Dynamics
 from .reverse import every_step
-from .sweep import Action, Sweep, sweep
+from .sweep import Scheme, Sweep
 
 __all__ = ["Truncated"]
 
@@ -43,11 +42,5 @@ class Truncated(Sweep):
         if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
             raise ValueError(f"Truncated got k={self.k!r}: it counts the last steps. Give an integer >= 1.")
 
-    def reaches_start(self, steps: int) -> bool:
-        return self.k >= steps
-
-    def actions(self, dynamics: Dynamics, losses: int) -> Iterator[tuple[Action, int]]:
-        first = max(dynamics.steps - self.k, 0)
-        for t in range(first):
-            yield Action.ADVANCE, t
-        yield from sweep(first, dynamics.steps, 0, every_step)
+    def scheme(self, dynamics: Dynamics, losses: int) -> Scheme:
+        return Scheme(max(dynamics.steps - self.k, 0), 0, every_step)
