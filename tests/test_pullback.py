@@ -11,7 +11,14 @@ import twin
 import gdtuo
 
 SHAPES = [[(3,), (2, 2)], [(4,)]]  # two groups
-CLASSES = {"sgd": gdtuo.SGD, "adam": gdtuo.Adam, "adamw": gdtuo.AdamW, "adagrad": gdtuo.AdaGrad, "rmsprop": gdtuo.RMSProp}
+CLASSES = {
+    "sgd": gdtuo.SGD,
+    "averaging": gdtuo.AveragingSGD,
+    "adam": gdtuo.Adam,
+    "adamw": gdtuo.AdamW,
+    "adagrad": gdtuo.AdaGrad,
+    "rmsprop": gdtuo.RMSProp,
+}
 TORCH = {
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,
@@ -27,6 +34,8 @@ CASES = [
     ("sgd", {"lr": 0.1, "momentum": 0.8, "dampening": 0.3, "weight_decay": 0.2}, {"maximize": True}),
     ("sgd", {"lr": 0.1, "momentum": 0.7, "weight_decay": 0.2}, {"nesterov": True}),
     ("adam", {"lr": 0.05, "beta1": 0.8, "beta2": 0.95, "eps": 1e-2}, {}),
+    ("averaging", {"lr": 0.1, "momentum": 0.7}, {}),
+    ("averaging", {"lr": 0.1, "momentum": 0.7, "weight_decay": 0.2}, {"maximize": True}),
     ("adam", {"lr": 0.05, "beta1": 0.8, "beta2": 0.95, "eps": 1e-2, "weight_decay": 0.2}, {"amsgrad": True}),
     ("adam", {"lr": 0.05, "beta1": 0.8, "beta2": 0.95, "eps": 1e-4, "weight_decay": 0.2}, {"maximize": True}),
     ("adamw", {"lr": 0.05, "beta1": 0.8, "beta2": 0.95, "eps": 1e-2, "weight_decay": 0.2}, {"amsgrad": True}),
@@ -39,9 +48,20 @@ CASES = [
     ("rmsprop", {"lr": 0.05, "alpha": 0.9, "eps": 0.1, "weight_decay": 0.2, "momentum": 0.6}, {"centered": True}),
 ]
 IDS = [f"{rule}-{'-'.join([*(n for n in numbers if n != 'lr'), *switches])}" for rule, numbers, switches in CASES]
-COMPLETE = {"sgd": ("momentum", "dampening", "weight_decay"), "adagrad": ("lr_decay", "weight_decay")}
+#: those that torch has, which are also those with a closed form
+IN_TORCH = pytest.mark.parametrize(
+    ("rule", "numbers", "switches"),
+    [case for case in CASES if case[0] != "averaging"],
+    ids=[name for name in IDS if not name.startswith("averaging")],
+)
+COMPLETE = {
+    "averaging": ("weight_decay",),
+    "sgd": ("momentum", "dampening", "weight_decay"),
+    "adagrad": ("lr_decay", "weight_decay"),
+}
 DEFAULTS = {
     "sgd": {"momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0},
+    "averaging": {"weight_decay": 0.0},
     "adam": {"weight_decay": 0.0},
     "adamw": {},
     "adagrad": {"lr_decay": 0.0, "weight_decay": 0.0},
@@ -285,7 +305,7 @@ def test_upper_levels_learned_per_element_against_the_twin(kind):
 
 
 @pytest.mark.parametrize("step", [1, 2, 5])
-@pytest.mark.parametrize(("rule", "numbers", "switches"), CASES, ids=IDS)
+@IN_TORCH
 def test_exact_against_central_differences_of_torch(rule, numbers, switches, step):
     """dL/dθ after the last of `step` updates, the differences taken on torch's own optimizers."""
     if switches.get("centered") and step == 1:
@@ -385,7 +405,7 @@ def test_adams_betas_after_the_first_update_have_cosine_zero(per):
         assert [value for key, value in found.items() if "lr" in key] == [pytest.approx(expected, rel=1e-3)]
 
 
-@pytest.mark.parametrize(("rule", "numbers", "switches"), CASES, ids=IDS)
+@IN_TORCH
 def test_closed_form_equals_derivation(rule, numbers, switches):
     """`replay` against forward-mode differentiation of `update`, after several updates."""
     from gdtuo.pullback import derive
