@@ -178,6 +178,26 @@ class Drift(gdtuo.Level):
     rule = DriftRule
 
 
+class NormalisedRule(gdtuo.Rule):
+    """Gradients of length one, and a pull back to where the tensor began: not elementwise, its state made of weights."""
+
+    hyperparameters = {"lr": (1e-2, gdtuo.Positive()), "eps": (1e-3, gdtuo.Positive()), "pull": (0.1, gdtuo.UnitInterval())}
+    elementwise = False
+
+    def init(self, weights, hyper):
+        return {"anchor": weights.clone()}
+
+    def update(self, weights, gradient, state, hyper, step):
+        direction = gradient / (gradient.norm() + hyper["eps"])
+        return -hyper["lr"] * direction + hyper["pull"] * (state["anchor"] - weights), state
+
+
+class Normalised(gdtuo.Level):
+    """A user's own rule that looks at whole tensors."""
+
+    rule = NormalisedRule
+
+
 def torch_adam(params):
     """A torch optimizer for the top of a tower; a function, since a lambda cannot be pickled."""
     return torch.optim.Adam(params, lr=0.01)

@@ -22,9 +22,16 @@ def test_every_block_runs_and_its_towers_learn():
 
     namespace = {"model": model, "torch": torch, "gdtuo": gdtuo, "loss": loss, "training": data * 5, "validation": data[0]}
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for block in blocks:
         exec(block, namespace)
+        if "hypergradient(" in block:
+            result = namespace["result"]
+            assert result.hyper["optimizer"]["lr"].shape == (100,)
+            assert all(
+                bool(x.isfinite().all() and x.any()) for x in (*result.hyper["optimizer"].values(), *result.params.values())
+            )
+            continue
         optimizer = namespace["optimizer"]
         before = optimizer.hyperparameters()
         optimizer.learning = True

@@ -64,7 +64,26 @@ def averaging(w, g, s, h, t, maximize=False):
     return w + h["lr"] * v, {"velocity": v}
 
 
-RULES = {"sgd": sgd, "averaging": averaging, "adam": adam, "adamw": adamw, "adagrad": adagrad, "rmsprop": rmsprop}
+def drift(w, g, s, h, t):
+    mean = h["momentum"] * s.get("mean", torch.zeros_like(w)) + (1 - h["momentum"]) * g
+    return w - h["lr"] * torch.tanh(3 * mean), {"mean": mean}
+
+
+def normalised(w, g, s, h, t):
+    anchor = s.get("anchor", w)
+    return w - h["lr"] * g / (g.norm() + h["eps"]) + h["pull"] * (anchor - w), {"anchor": anchor}
+
+
+RULES = {
+    "drift": drift,
+    "normalised": normalised,
+    "sgd": sgd,
+    "averaging": averaging,
+    "adam": adam,
+    "adamw": adamw,
+    "adagrad": adagrad,
+    "rmsprop": rmsprop,
+}
 POSITIVE, UNIT, REAL = "positive", "unit", "real"
 DOMAINS = dict.fromkeys(("lr", "eps", "weight_decay", "lr_decay"), POSITIVE) | dict.fromkeys(
     ("momentum", "dampening", "beta1", "beta2", "alpha"), UNIT

@@ -157,7 +157,11 @@ class FixedPointRun:
     def _fraction_at(self, i: int, t: int) -> tuple[Tensor, Tensor]:
         leaf = self.dynamics.numbers.governing(i, self._decay)
         n, d = self._fractions[i]
-        return (n, d) if leaf is None else (self.dynamics.numbers.row(leaf, n, t), self.dynamics.numbers.row(leaf, d, t))
+        if leaf is None:
+            return n, d
+        n, d = self.dynamics.numbers.row(leaf, n, t), self.dynamics.numbers.row(leaf, d, t)
+        device = self.fixed_buffers[i].device
+        return (n.to(device), d.to(device)) if n.ndim else (n, d)
 
     def _growth(self, i: int) -> Tensor:
         """What all steps add to the bits of the remainders."""

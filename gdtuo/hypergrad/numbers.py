@@ -102,8 +102,8 @@ class Numbers:
         numbers = {}
         for name, leaf in self._table[weight].items():
             number = self._constants[name] if leaf is None else rows[leaf]
-            # A 0-d number does not change the precision of what it multiplies; others must have the weights'.
-            numbers[name] = number.to(like.dtype) if number.ndim else number
+            # A 0-d number goes with weights of any precision on any device; others must have the weights' own.
+            numbers[name] = number.to(like) if number.ndim else number
         return numbers
 
     def scatter(self, gradients: Sequence[Tensor], rows: Mapping[int, Tensor | None], step: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import twin
+from cases import Drift, Normalised
 from torch import Tensor
 
 import gdtuo
@@ -55,6 +56,8 @@ ALGORITHMS = {
     ),
     "rmsprop": Algorithm(gdtuo.RMSProp, "rmsprop", RMSPROP),
     "rmsprop, centred": Algorithm(gdtuo.RMSProp, "rmsprop", RMSPROP, {"centered": True}),
+    "a rule of one's own": Algorithm(Drift, "drift", {"lr": 0.05, "momentum": 0.7}),
+    "one that is not elementwise": Algorithm(Normalised, "normalised", {"lr": 0.1, "eps": 0.1, "pull": 0.1}),
 }
 
 
