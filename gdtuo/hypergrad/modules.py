@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 __all__ = ["make_functional"]
 
@@ -52,13 +51,10 @@ def make_functional(module: nn.Module) -> tuple[Callable[..., Any], dict[str, Te
     if not isinstance(module, nn.Module):
         raise TypeError(f"make_functional got {type(module).__name__}. Give an nn.Module; a function of params needs no helper.")
     frozen = copy.deepcopy(module)
-    for part in frozen.modules():
-        if isinstance(part, _BatchNorm):
-            part.track_running_stats = False  # in training mode the buffers are then left alone; evaluation still reads them
     params = {name: weight.detach().clone() for name, weight in module.named_parameters() if weight.requires_grad}
 
     def apply(params: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-        buffers = {name: buffer.clone() for name, buffer in frozen.named_buffers()}  # some module may write to its own
+        buffers = {name: buffer.clone() for name, buffer in frozen.named_buffers()}  # BatchNorm writes to its own
         return torch.func.functional_call(frozen, {**buffers, **params}, args, kwargs)
 
     return apply, params

@@ -110,6 +110,12 @@ def test_nearest_of_many(name):
             assert (x - y).norm() <= (x - other).norm() + 1e-12
 
 
+def test_a_budget_that_is_hardly_exceeded():
+    x = torch.tensor([0.5, 0.25, 0.25 + 1e-9], dtype=F64)
+    y = gdtuo.project_budget(x, 1.0)
+    torch.testing.assert_close(y, x - 1e-9 / 3, rtol=0, atol=1e-15)
+
+
 def test_precision_and_gradients():
     x = torch.randn(5, requires_grad=True)
     for y in (gdtuo.project_simplex(x), gdtuo.project_budget(x, 1.0)):
