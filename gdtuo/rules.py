@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .domains import Domain
 
-__all__ = ["MomentumForm", "Rule", "safe_divide", "safe_sqrt"]
+__all__ = ["MomentumForm", "Rule", "safe_divide", "safe_sqrt", "silenced"]
 
 Number: TypeAlias = float | Tensor
 Hyper: TypeAlias = Mapping[str, Any]  # name -> Number; Any, since torch's stubs do not let a Number multiply a Number
@@ -148,6 +148,15 @@ def safe_sqrt(x: Tensor) -> Tensor:
         tensor([0.0000, 0.2500])
     """
     return x.clamp_min(torch.finfo(x.dtype).tiny).sqrt()
+
+
+def silenced(direction: Tensor, mean: Tensor, square: Tensor) -> Tensor:
+    """`direction`, a quotient of a mean and the root of a mean square; a constant 0 where both have never been anything else.
+
+    A unit that has been dead from the start has the direction 0 / (0 + ε), whose derivative is 1 / ε: differentiated
+    through many steps that overflows, though nothing depends on it.
+    """
+    return direction * ((mean != 0) | (square != 0))
 
 
 def safe_divide(a: Tensor, b: Tensor) -> Tensor:

@@ -48,6 +48,12 @@ class Schema:
             group[prefix + key] if i is None else group[prefix + key][i] for key, i in (self._where[name] for name in self.names)
         ]
 
+    def replaced(self, settings: Mapping[str, Any], name: str, value: float) -> dict[str, Any]:
+        """Settings with another number for one hyperparameter."""
+        key, i = self._where[name]
+        number = value if i is None else tuple(value if j == i else old for j, old in enumerate(settings[key]))
+        return {**settings, key: number}
+
     def check(self, group: Mapping[str, Any], prefix: str = "") -> None:
         """Raise unless every number may be written."""
         for key, default in self._numbers.items():

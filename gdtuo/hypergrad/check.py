@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ..domains import UnitInterval
 from .dynamics import Dynamics
-from .method import Meter, Method
+from .method import Meter, Method, check_method
 from .outer import Outer, OuterLosses
 from .reverse import Reverse
 from .training import Training
@@ -30,7 +31,7 @@ class CheckRow:
         difference: the central difference.
         uncertainty: how far two central differences, of a step and of twice the step, are apart; where it is not small
             the outer loss has a kink there, or the numbers are too coarse to tell.
-        error: of the former two, relative to the largest derivative in the leaf.
+        error: of the former two, relative to the larger; 0 where the rounding of the outer loss explains it.
     """
 
     name: str
@@ -52,7 +53,7 @@ class Check:
         return max((row.error for row in self.rows), default=0.0)
 
     def __str__(self) -> str:
-        width = max(len(row.name) for row in self.rows)
+        width = max((len(row.name) for row in self.rows), default=0)
         head = f"{'':{width}}  hypergradient  central difference  uncertainty  relative error"
         lines = [
             f"{r.name:{width}}  {r.hypergradient:13.6g}  {r.difference:18.6g}  {r.uncertainty:11.1e}  {r.error:14.1e}"
@@ -61,6 +62,7 @@ class Check:
         return "\n".join([head, *lines])
 
 
+@torch.inference_mode(False)
 def check_hypergradient(
     training: Training,
     outer_loss: OuterLosses,
@@ -100,10 +102,15 @@ def check_hypergradient(
         (["hyper['l2']", "params['w'][0]", "params['w'][1]"], True)
     """
     method = Reverse() if method is None else method
+    check_method(method)
     dynamics = Dynamics(training, params, hyper, method.products)
     outer = Outer(outer_loss, dynamics.leaf_paths)
+    outer.try_out(dynamics)
     derivative = method.differentiate(dynamics, outer, Meter(None, dynamics, 0, 0))
-    make = torch.Generator().manual_seed(seed)
+    for note in derivative.notes:
+        warnings.warn(note, RuntimeWarning, stacklevel=3)
+    eps = max(torch.finfo(x.dtype).eps for x in (*dynamics.weights, *dynamics.leaves))  # the coarsest decides
+    make = torch.Generator("cpu").manual_seed(seed)
     rows: list[CheckRow] = []
     slopes = outer.chosen(derivative.by_leaves)
     for i, (path, slope) in enumerate(zip(dynamics.leaf_paths, slopes, strict=True)):
@@ -113,7 +120,7 @@ def check_hypergradient(
             return outer_value(dynamics, outer, outer.loss_of(i), leaves=replaced(dynamics.leaves, i, value))
 
         probes = list(probed(leaf, slope, shown(path, "hyper"), entries, directions, make))
-        rows += compared(at, leaf, probes, reach(dynamics, i))
+        rows += compared(at, leaf, probes, reach(dynamics, i), eps)
     if derivative.by_weights is not None and outer.keys is None:
         for i, (path, slope) in enumerate(zip(dynamics.weight_paths, derivative.by_weights[0], strict=True)):
             weight = dynamics.weights[i]
@@ -122,7 +129,7 @@ def check_hypergradient(
                 return outer_value(dynamics, outer, 0, weights=replaced(dynamics.weights, i, value))
 
             probes = list(probed(weight, slope, shown(path, "params"), entries, directions, make))
-            rows += compared(at, weight, probes, scale_of(weight))
+            rows += compared(at, weight, probes, scale_of(weight), eps)
     return Check(tuple(rows))
 
 
@@ -147,26 +154,27 @@ def probed(leaf: Tensor, slope: Tensor, name: str, entries: int, directions: int
             yield Probe(name + "".join(f"[{j}]" for j in index), unit, float(slope[index]))
     else:
         for k in range(directions):
-            direction = torch.randn(leaf.shape, generator=make, dtype=torch.float64).to(leaf)
+            direction = torch.randn(leaf.shape, generator=make, dtype=torch.float64, device="cpu").to(leaf)
             direction = direction / direction.norm()
             yield Probe(f"{name}, direction {k + 1}", direction, float((slope * direction).sum()))
 
 
-def compared(at: Callable[[Tensor], float], leaf: Tensor, probes: Sequence[Probe], scale: float) -> list[CheckRow]:
+def compared(at: Callable[[Tensor], float], leaf: Tensor, probes: Sequence[Probe], scale: float, eps: float) -> list[CheckRow]:
     """Central differences beside the slopes."""
-    step = torch.finfo(leaf.dtype).eps ** 0.25 * scale
+    step = eps**0.25 * scale
     found = []
     for probe in probes:
         h = step / float(probe.direction.abs().max())
         near, far = ((at(leaf + k * h * probe.direction) - at(leaf - k * h * probe.direction)) / (2 * k * h) for k in (1, 2))
         found.append((probe, (4 * near - far) / 3, abs(near - far)))
     # Below this a difference is rounding of the outer loss.
-    noise = 100 * torch.finfo(leaf.dtype).eps * abs(at(leaf)) / step
-    size = max([noise, *(max(abs(probe.slope), abs(difference)) for probe, difference, _ in found)])
+    noise = 100 * eps * abs(at(leaf)) / step
 
     def error(a: float, b: float) -> float:
         gap = abs(a - b)
-        return gap / size if gap < float("inf") and size else (0.0 if gap == 0 else float("inf"))
+        if gap <= noise:
+            return 0.0
+        return gap / max(abs(a), abs(b)) if gap < float("inf") else float("inf")
 
     return [CheckRow(p.name, p.slope, d, u, error(p.slope, d)) for p, d, u in found]
 
@@ -180,7 +188,8 @@ def reach(dynamics: Dynamics, leaf: int) -> float:
     """The same for a hyperparameter: those of an interval stay inside."""
     value = dynamics.leaves[leaf]
     if isinstance(dynamics.numbers.domain(leaf), UnitInterval):
-        return float(torch.minimum(value, 1 - value).min()) or 1.0
+        inside = torch.minimum(value, 1 - value)
+        return float(inside[inside > 0].min()) if bool((inside > 0).any()) else 1.0
     return scale_of(value)
 
 

@@ -17,8 +17,12 @@ from .numbers import OPTIMIZER, STATE, Numbers
 from .training import Training
 from .tree import Tree, flatten, shown, unflatten
 
-__all__ = ["Cost", "Dynamics", "RunState"]
+__all__ = ["REPEATABLE", "Cost", "Dynamics", "RunState"]
 
+REPEATABLE = (
+    "Make `batches` a function of the step alone, draw random numbers from the global generators of torch, numpy or random "
+    "inside `loss` or `batches` (their seed is part of the run), and use torch.use_deterministic_algorithms(True) on a GPU."
+)
 RunState: TypeAlias = list[Tensor]  # the weights, then each weight's optimizer state, all in one list
 
 
@@ -57,20 +61,33 @@ class Dynamics:
     """
 
     def __init__(self, training: Training, params: Tree, hyper: Tree, products: Products = "reverse-over-reverse") -> None:
+        if not isinstance(training, Training):
+            raise TypeError(
+                f"training is a {type(training).__name__}. Give one gdtuo.Training; `hypergradient` alone takes several."
+            )
         weights, leaves = flatten(params, "params"), flatten(hyper, "hyper")
         if not weights:
             raise ValueError("params is empty. Give the weights to train, as {'w': torch.zeros(3)}.")
         self.training, self.products = training, products
         self.weight_paths, self.leaf_paths = list(weights), list(leaves)
-        self.weights = [weight.detach() for weight in weights.values()]
-        self.leaves = [leaf.detach() for leaf in leaves.values()]
+        self.weights = [plain(weight) for weight in weights.values()]
+        self.leaves = [plain(leaf) for leaf in leaves.values()]
         self.device = self.weights[0].device
         self.rule = training.optimizer.blueprints()[0].rule()
         self.numbers = Numbers(training.optimizer.blueprints()[0], weights, leaves, training.steps)
+        self.check_leaves(self.leaves)
         self.cost = Cost()
+        self._losses: dict[int, Tensor] = {}  # of the steps, when they were evaluated first
+        self._stray = torch.zeros((), dtype=torch.float64, device="cpu")  # by how much later ones differed, relative
         with torch.no_grad():
             own = [self.rule.init(weight, self.numbers.names(i)) for i, weight in enumerate(self.weights)]
         self.state_names = [(i, name) for i, state in enumerate(own) for name in state]
+        for state, (_, name) in zip(self._spread(own), self.state_names, strict=True):
+            if not state[name].is_floating_point():
+                raise TypeError(
+                    f"{type(self.rule).__name__}.init returned {name!r} as {state[name].dtype}. Keep real numbers in the state; "
+                    "`update` gets the step count as `step`."
+                )
         self.given_states = self._places_of_states(
             [state[name] for state, (_, name) in zip(self._spread(own), self.state_names, strict=True)]
         )
@@ -114,7 +131,7 @@ class Dynamics:
     @property
     def state_bytes(self) -> int:
         """The memory of one state of the run."""
-        return sum(value.numel() * value.element_size() for value in self.start())
+        return max(1, sum(value.numel() * value.element_size() for value in self.start()))
 
     def initial(self, weights: Sequence[Tensor], leaves: Sequence[Tensor]) -> RunState:
         """s_0, a differentiable function of both."""
@@ -122,7 +139,7 @@ class Dynamics:
         flat = [state[name] for state, (_, name) in zip(self._spread(states), self.state_names, strict=True)]
         start = [*weights, *flat]
         for place, leaf in self.given_states.items():
-            start[place] = leaves[leaf].to(start[place].dtype)
+            start[place] = leaves[leaf].to(start[place]).clone()  # an optimizer may move the leaf later
         return start
 
     def start(self) -> RunState:
@@ -152,6 +169,36 @@ class Dynamics:
         """The inner loss of a step."""
         return self.training.evaluate(self.params(weights), self.hyper(leaves), t, self.device)
 
+    def witnessed(self, weights: Sequence[Tensor], leaves: Sequence[Tensor], t: int) -> Tensor:
+        """The inner loss of a step that may be evaluated again, when it must be the same."""
+        loss = self.loss(weights, leaves, t)
+        if not loss.requires_grad:
+            raise TypeError(
+                "loss does not depend on params, so nothing would be trained. Compute it from `params`, without detach() or "
+                "no_grad()."
+            )
+        value = loss.detach()
+        if t not in self._losses:
+            self._losses[t] = value
+        else:
+            gap = (value - self._losses[t]).abs() / self._losses[t].abs().clamp_min(torch.finfo(value.dtype).tiny)
+            self._stray = torch.maximum(self._stray.to(value.device), gap.nan_to_num(0.0).to(torch.float64))
+        return loss
+
+    def check_repeated(self) -> None:
+        """Raise if a step was another one when it was evaluated again."""
+        stray = float(self._stray)
+        if stray > torch.finfo(self.weights[0].dtype).eps ** 0.5:
+            raise RuntimeError(
+                f"A step's loss was not the same when it was evaluated again: it was {stray:.1e} of its size off. {REPEATABLE}"
+            )
+
+    def check_leaves(self, leaves: Sequence[Tensor]) -> None:
+        """Raise ValueError unless the optimizer takes these hyperparameters."""
+        self.numbers.check(leaves)
+        for group in self.numbers.extremes(leaves):
+            self.training.optimizer.check(group)
+
     def update(
         self, weights: Sequence[Tensor], gradients: Sequence[Tensor], states: Sequence[State], rows: Mapping[int, Tensor], t: int
     ) -> RunState:
@@ -159,6 +206,11 @@ class Dynamics:
         after_weights, after_states = [], []
         for i, (weight, gradient, state) in enumerate(zip(weights, gradients, states, strict=True)):
             delta, after = self.rule.update(weight, gradient, state, self.numbers.of(i, rows), t + 1)
+            if after.keys() != state.keys():
+                raise ValueError(
+                    f"{type(self.rule).__name__}.update returned the states {sorted(after)}, its init {sorted(state)}. Return "
+                    "the same names."
+                )
             after_weights.append(weight + delta)
             after_states.append(after)
         flat = [state[name] for state, (_, name) in zip(self._spread(after_states), self.state_names, strict=True)]
@@ -175,7 +227,7 @@ class Dynamics:
         self.cost.gradients += 1
         wanted = [weight.detach().requires_grad_() for weight in weights]
         with torch.enable_grad():
-            loss = self.loss(wanted, self.leaves, t)
+            loss = self.witnessed(wanted, self.leaves, t)
         return gradient_of(loss, wanted)
 
     def advance(self, state: RunState, t: int) -> RunState:
@@ -185,7 +237,7 @@ class Dynamics:
     def linearize(self, weights: Sequence[Tensor], t: int) -> Linearization:
         """The inner gradient of a step, with its products."""
         self.cost.gradients += 1
-        return LINEARIZATIONS[self.products](lambda w, leaves: self.loss(w, leaves, t), weights, self.leaves)
+        return LINEARIZATIONS[self.products](lambda w, leaves: self.witnessed(w, leaves, t), weights, self.leaves)
 
     def pull(
         self, gradient: Linearization, state: RunState, t: int, adjoints: Sequence[RunState], into: Sequence[list[Tensor]]
@@ -230,6 +282,12 @@ class Dynamics:
                     total += part
             by_weights.append([filled(slope, w) for slope, w in zip(slopes, weights, strict=False)])
         return by_weights
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """A tensor that neither autograd nor torch.func minds: no graph, memory of its own entries."""
+    with torch.inference_mode(False):
+        return tensor.clone() if tensor.is_inference() else tensor.detach().contiguous()
 
 
 def filled(slope: Tensor | None, like: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..rules import MomentumForm
-from .dynamics import Dynamics, RunState
+from .dynamics import REPEATABLE, Dynamics, RunState
 from .rationals import rational
 from .remainders import Remainders, growth, stacked_bytes
 from .tree import shown
@@ -31,6 +31,7 @@ class FixedPointRun:
         self._fractions = [self._fraction(i, form.decay) for i, form in enumerate(forms)]
         start = dynamics.start()
         self.fixed_weights, self.fixed_buffers = self._split(start)
+        self._give_exact_momenta()
         for i in range(self._count):
             self._check(i, "weights", start[i], -1)
             self._check(i, "buffer", start[self._count + i], -1)
@@ -41,7 +42,8 @@ class FixedPointRun:
     def advance(self, t: int) -> None:
         """Step t."""
         weights = self.weights()
-        gradients = self.dynamics.gradient(weights, t)
+        # As on the way back: without the graph of a graph torch takes other kernels for some functions.
+        gradients = self.dynamics.linearize(weights, t).value
         for i, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
             form = self._form(i, weight, gradient, t)
             v = self._remainders[i].multiply(self.fixed_buffers[i], *self._fraction_at(i, t))
@@ -69,9 +71,7 @@ class FixedPointRun:
         if not same or not all(remainders.empty for remainders in self._remainders):
             raise RuntimeError(
                 "Reversible did not come back to where the run began: some step's gradient was not the same, to the bit, when "
-                "it was evaluated again. Make `batches` a function of the step alone, draw random numbers from torch inside "
-                "`loss` or `batches` (their seed is part of the run), use torch.use_deterministic_algorithms(True) on a GPU, or "
-                "take gdtuo.Checkpointed(), which does not need this."
+                f"it was evaluated again. {REPEATABLE} gdtuo.Checkpointed() does not need the same bits."
             )
 
     # ---------------------------------------------------------------- what it holds
@@ -114,6 +114,7 @@ class FixedPointRun:
         return x.to(torch.float64) / self._scale
 
     def _added(self, i: int, what: str, x: Tensor, increment: Tensor, t: int) -> Tensor:
+        self._check(i, what, increment, t)  # which must be a number of this kind itself
         self._check(i, what, self._float(x) + increment, t)
         return x + self._fixed(increment)
 
@@ -153,6 +154,16 @@ class FixedPointRun:
                 "above 2^-31, or use gdtuo.Checkpointed()."
             )
         return n, d
+
+    def _give_exact_momenta(self) -> None:
+        """The hyperparameters of the run become the fractions that it uses, so that its derivative is that of this run."""
+        dynamics = self.dynamics
+        dynamics.leaves = list(dynamics.leaves)
+        for i, (n, d) in enumerate(self._fractions):
+            leaf = dynamics.numbers.governing(i, self._decay)
+            if leaf is not None:
+                exact = n.to(torch.float64) / d.to(torch.float64)
+                dynamics.leaves[leaf] = exact.to(dynamics.leaves[leaf])
 
     def _fraction_at(self, i: int, t: int) -> tuple[Tensor, Tensor]:
         leaf = self.dynamics.numbers.governing(i, self._decay)

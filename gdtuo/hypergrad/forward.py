@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from .dynamics import Cost, Dynamics
 from .method import Derivative, Meter, Method
 from .outer import Outer
-from .tangents import Tangents
+from .tangents import Tangents, check_chunk
 
 __all__ = ["Forward"]
 
@@ -42,18 +42,18 @@ class Forward(Method):
     chunk: int | None = None
 
     def __post_init__(self) -> None:
-        if self.chunk is not None and (isinstance(self.chunk, bool) or not isinstance(self.chunk, int) or self.chunk < 1):
-            raise ValueError(f"Forward got chunk={self.chunk!r}: it counts tangents. Give an integer >= 1, or None.")
+        check_chunk(self.chunk, "Forward")
 
     def differentiate(self, dynamics: Dynamics, outer: Outer, meter: Meter) -> Derivative:
         tangents = Tangents(dynamics, self.chunk)
+        notes = [f"Forward: {note}." for note in tangents.notes()]
         dynamics.cost.states = 1 + tangents.count
         for t in range(dynamics.steps):
             tangents.advance(t)
             meter.tick()
         final = tangents.state[: len(dynamics.weights)]
         slopes = outer.slopes(dynamics, final)
-        return Derivative(slopes, final, tangents.contract(slopes), None)
+        return Derivative(slopes, final, tangents.contract(slopes), None, notes)
 
     def forecast(self, dynamics: Dynamics, losses: int = 1) -> Cost:
         count = sum(leaf.numel() for leaf in dynamics.leaves)

@@ -9,16 +9,18 @@ from typing import Any
 import torch
 
 from .dynamics import Cost, Dynamics
-from .method import Derivative, Meter, Method, Progress
+from .method import Derivative, Meter, Method, Progress, check_method
+from .numbers import OPTIMIZER
 from .outer import Outer, OuterLosses
 from .result import Result
 from .reverse import Reverse
 from .training import Training
-from .tree import Tree
+from .tree import Tree, flatten, shown
 
 __all__ = ["hypergradient"]
 
 
+@torch.inference_mode(False)
 def hypergradient(
     training: Training | Sequence[Training],
     outer_loss: OuterLosses | Sequence[OuterLosses],
@@ -34,8 +36,8 @@ def hypergradient(
 
     Args:
         training: the run; or a sequence of runs, over which the outer loss is averaged.
-        outer_loss: `outer_loss(params, hyper)`, a scalar; or a dict that has one for every key of `hyper`, whose
-            gradient then is that loss's; or, for several runs, a sequence of either.
+        outer_loss: `outer_loss(params, hyper)`, a scalar, tried out once before the run; or a dict that has one for every key
+            of `hyper`, whose gradient then is that loss's; or, for several runs, a sequence of either.
         params: initial weights, a nested dict of tensors; or, for several runs, a sequence of such. See
             `make_functional` for those of an nn.Module.
         hyper: hyperparameters, a nested dict of tensors. `hyper["optimizer"]` overrides the optimizer's numbers, as
@@ -50,6 +52,10 @@ def hypergradient(
 
     Raises:
         TypeError, ValueError: if arguments do not fit each other, or the method not the run; before anything has run.
+        RuntimeError: if a step was another one when it was evaluated again, because a batch or random numbers changed.
+
+    Warns:
+        RuntimeWarning: where a method says that its result is inexact, and of hyperparameters without any effect.
 
     Example:
         >>> import torch, gdtuo
@@ -61,8 +67,7 @@ def hypergradient(
         (tensor([0.9000]), tensor(-0.2000), tensor([0.9000]))
     """
     method = Reverse() if method is None else method
-    if not isinstance(method, Method):
-        raise TypeError(f"hypergradient got method={method!r}. Give an instance of a method, as gdtuo.Reverse().")
+    check_method(method)
     single = isinstance(training, Training)
     runs = _runs(training, outer_loss, params, hyper, method)
     total, cost, parts = sum(method.forecast(dynamics, outer.count).gradients for dynamics, outer in runs), Cost(), []
@@ -70,12 +75,20 @@ def hypergradient(
         meter = Meter(progress, dynamics, cost.gradients, total)
         derivative = method.differentiate(dynamics, outer, meter)
         for note in derivative.notes:
-            warnings.warn(note, RuntimeWarning, stacklevel=2)
+            warnings.warn(note, RuntimeWarning, stacklevel=3)
         parts.append(_part(derivative, dynamics, outer))
         cost = cost + dynamics.cost
     value, gradient, start = (_mean([part[i] for part in parts]) for i in range(3))
     if start is not None and not isinstance(params, Mapping):  # each run's own initial weights
         start = [_scaled(part[2], 1 / len(parts)) for part in parts]
+    for path, slope in flatten(gradient, "hyper").items():
+        if path[0] != OPTIMIZER and slope.numel() and not slope.any():
+            warnings.warn(
+                f"{shown(path, 'hyper')} has no effect: its hypergradient is exactly 0. Does a loss read it? The "
+                "optimizer's own numbers stand in hyper['optimizer'].",
+                RuntimeWarning,
+                stacklevel=3,
+            )
     finals = [part[3] for part in parts]
     return Result(value, gradient, start, finals[0] if single else finals, cost)
 
@@ -98,6 +111,11 @@ def _runs(
     for one, loss, weights in zip(trainings, each(outer_loss, "outer losses"), each(params, "params"), strict=True):
         dynamics = Dynamics(one, weights, hyper, method.products)
         runs.append((dynamics, Outer(loss, dynamics.leaf_paths)))
+    if len({outer.keys and frozenset(outer.keys) for _, outer in runs}) > 1:
+        raise ValueError("hypergradient got a function as one run's outer loss and a dict as another's. Give all of one kind.")
+    for dynamics, outer in runs:
+        method.forecast(dynamics, outer.count)  # which raises where the method does not fit
+        outer.try_out(dynamics)
     return runs
 
 

@@ -33,7 +33,8 @@ class Implicit(Method):
 
     The training is run, and its last weights are taken for w*. Exact there, so it says how far away that is: memory O(1)
     states, time T gradients and, for each outer loss, up to `iterations` products. The optimizer's own hyperparameters
-    get 0, initial weights None: they do not move a minimum.
+    get 0, initial weights None: they do not move a minimum. A weight decay does, and with it the minimum is not the
+    loss's: only "fixed_point" takes it.
 
     | solver | |
     |---|---|
@@ -72,7 +73,7 @@ class Implicit(Method):
     solver: Literal["cg", "neumann", "fixed_point"] = "cg"
     iterations: int = 100
     tolerance: float = 1e-10
-    batch: Any = field(default=None, kw_only=True)
+    batch: Any = field(default=None, kw_only=True, compare=False)
     products: Products = field(default="reverse-over-reverse", kw_only=True)
 
     def __post_init__(self) -> None:
@@ -86,6 +87,7 @@ class Implicit(Method):
             raise ValueError(f"Implicit got tolerance={self.tolerance!r}, relative to where it starts. Give 0 <= tolerance < 1.")
 
     def differentiate(self, dynamics: Dynamics, outer: Outer, meter: Meter) -> Derivative:
+        self._check_decay(dynamics)
         state = dynamics.start()
         for t in range(dynamics.steps):
             state = dynamics.advance(state, t)
@@ -94,7 +96,7 @@ class Implicit(Method):
         weights = state[: len(dynamics.weights)]
         slopes = outer.slopes(dynamics, weights)
         gradient = end.linearize(weights, end.steps - 1)
-        notes = stationary(end, gradient, weights)
+        notes = [] if dynamics.numbers.has("weight_decay") else stationary(end, gradient, weights)
         solve = self._fixed_point if self.solver == "fixed_point" else self._solve
         into = slopes.direct()
         for adjoint, totals in zip(slopes.adjoints(state), into, strict=True):
@@ -104,9 +106,17 @@ class Implicit(Method):
         return Derivative(slopes, weights, into, None, [f"Implicit: {note}." for note in notes])
 
     def forecast(self, dynamics: Dynamics, losses: int = 1) -> Cost:
+        self._check_decay(dynamics)
         products = losses * (self.iterations + 1) + NEWTON + (self.solver == "neumann") * POWER * losses
         weights = sum(weight.numel() * weight.element_size() for weight in dynamics.weights)
         return Cost(dynamics.steps + 1, products, 1 + losses + KEPT * weights / dynamics.state_bytes)
+
+    def _check_decay(self, dynamics: Dynamics) -> None:
+        if self.solver != "fixed_point" and dynamics.numbers.has("weight_decay"):
+            raise ValueError(
+                "Implicit got an optimizer with a weight decay, which moves the minimum away from the loss's. Put the penalty "
+                "into the loss, or use gdtuo.Implicit('fixed_point')."
+            )
 
     def _solve(
         self, end: Dynamics, gradient: Linearization, state: RunState, adjoint: RunState, totals: list[Tensor]

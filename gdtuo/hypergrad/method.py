@@ -50,7 +50,7 @@ class Method(ABC):
 
     def __repr__(self) -> str:
         """As a user would write it: what stands at its default is left out."""
-        given = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
+        given = [f.name for f in fields(self) if not usual(getattr(self, f.name), f.default)]
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in given)})"
 
     @property
@@ -69,6 +69,17 @@ class Method(ABC):
         Raises:
             ValueError: if the method cannot differentiate such a run.
         """
+
+
+def usual(value: object, default: object) -> bool:
+    """Whether an option stands at its default; arrays are none."""
+    return value is default or (isinstance(value, (bool, int, float, str)) and value == default)
+
+
+def check_method(method: object) -> None:
+    """Raise unless it is one."""
+    if not isinstance(method, Method):
+        raise TypeError(f"method is {method!r}. Give an instance of a method, as gdtuo.Reverse().")
 
 
 def check_products(products: str) -> None:

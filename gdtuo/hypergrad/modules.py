@@ -52,8 +52,14 @@ def make_functional(module: nn.Module) -> tuple[Callable[..., Any], dict[str, Te
         raise TypeError(f"make_functional got {type(module).__name__}. Give an nn.Module; a function of params needs no helper.")
     frozen = copy.deepcopy(module)
     params = {name: weight.detach().clone() for name, weight in module.named_parameters() if weight.requires_grad}
+    names = params.keys()
 
     def apply(params: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        if params.keys() != names:
+            raise ValueError(
+                f"The module has the weights {', '.join(sorted(names))}; params lacks {sorted(names - params.keys())} "
+                f"and has besides {sorted(params.keys() - names)}. Give all of them, under these names."
+            )
         buffers = {name: buffer.clone() for name, buffer in frozen.named_buffers()}  # BatchNorm writes to its own
         return torch.func.functional_call(frozen, {**buffers, **params}, args, kwargs)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,10 +46,10 @@ class Numbers:
     """
 
     def __init__(self, blueprint: Blueprint, weights: Mapping[Path, Tensor], leaves: Mapping[Path, Tensor], steps: int) -> None:
-        self._schema = blueprint.schema
+        self._schema, self._settings = blueprint.schema, blueprint.settings
         rule = blueprint.schema.rule
         written = zip(self._schema.names, blueprint.read(blueprint.settings), strict=True)
-        self._constants = {name: torch.as_tensor(float(n), dtype=torch.float64) for name, n in written}
+        self._constants = {name: torch.as_tensor(float(n), dtype=torch.float64, device="cpu") for name, n in written}
         present = [name for name, number in self._constants.items() if name not in rule.optional or number != 0]
         self._sources: dict[int, Source] = {}
         self._domains: dict[int, tuple[Path, Domain]] = {}
@@ -70,11 +71,14 @@ class Numbers:
             {name: own.get(name) for name in self._schema.names if name in present or name in own} for own in governed.values()
         ]
         self._weights = list(weights.values())
-        self.check(list(leaves.values()))
 
     def names(self, weight: int) -> list[str]:
         """The hyperparameters that the rule of a parameter has."""
         return list(self._table[weight])
+
+    def has(self, name: str) -> bool:
+        """Whether the rule of any parameter has a hyperparameter."""
+        return any(name in names for names in self._table)
 
     def scheduled(self, leaf: int) -> bool:
         """Whether a leaf's first dimension is one entry a step."""
@@ -102,8 +106,8 @@ class Numbers:
         numbers = {}
         for name, leaf in self._table[weight].items():
             number = self._constants[name] if leaf is None else rows[leaf]
-            # A 0-d number goes with weights of any precision on any device; others must have the weights' own.
-            numbers[name] = number.to(like) if number.ndim else number
+            # A 0-d number keeps its precision beside weights of any other on any device, unless they are 0-d themselves.
+            numbers[name] = number.to(like) if number.ndim or not like.ndim else number
         return numbers
 
     def scatter(self, gradients: Sequence[Tensor], rows: Mapping[int, Tensor | None], step: int) -> None:
@@ -125,8 +129,14 @@ class Numbers:
                 if not domain.allows(value):
                     raise ValueError(
                         f"{shown(path, 'hyper')} holds {value}: a {path[1]} is {domain.text}. Keep it there; in `realtime`, by "
-                        "project=lambda hyper: {'optimizer': {'lr': gdtuo.project_box(hyper['optimizer']['lr'])}}."
+                        f"project=, with gdtuo.project_box({shown(path, 'hyper')}, ...)."
                     )
+
+    def extremes(self, leaves: Sequence[Tensor]) -> Iterator[dict[str, Any]]:
+        """The level's settings with the smallest and the largest number of each leaf in their places."""
+        for i, (path, _) in self._domains.items():
+            for value in (leaves[i].detach().min(), leaves[i].detach().max()) if leaves[i].numel() else ():
+                yield self._schema.replaced(self._settings, str(path[1]), float(value))
 
     def _name(self, path: Path) -> str:
         name = path[1] if len(path) > 1 else None

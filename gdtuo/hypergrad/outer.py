@@ -80,6 +80,11 @@ class Outer:
                 values.append(scalar(loss(params, hyper), "outer_loss"))
         return values
 
+    @torch.no_grad()
+    def try_out(self, dynamics: Dynamics) -> None:
+        """Evaluate the losses at the initial weights, so that a mistake in them shows before the run and not after it."""
+        self.value(dynamics, dynamics.weights, dynamics.leaves)
+
     def slopes(self, dynamics: Dynamics, weights: Sequence[Tensor]) -> Slopes:
         """E_k and its gradients."""
         inputs = [x.detach().requires_grad_() for x in (*weights, *dynamics.leaves)]

@@ -61,11 +61,13 @@ class Plan:
 
     Args:
         rows: one for each method.
-        best: the exact method with the least work that fits the memory.
+        best: the exact method with the least work that fits the memory; where none does, the one that takes least.
+        fits: whether it fits.
     """
 
     rows: tuple[PlanRow, ...]
     best: Method
+    fits: bool
 
     def __str__(self) -> str:
         names = [repr(row.method) for row in self.rows]
@@ -73,13 +75,15 @@ class Plan:
         lines = [f"{'':{width}}  gradients  products     memory  work"]
         least = min(row.work for row in self.rows if row.exact)
         for name, row in zip(names, self.rows, strict=True):
-            mark = "  <- best" if row.method == self.best else f"  {row.note}" if row.note else ""
+            best = "  <- best" if self.fits else "  <- the least, and more than there is"
+            mark = best if row.method is self.best else f"  {row.note}" if row.note else ""
             lines.append(
                 f"{name:{width}}  {row.gradients:9,}  {row.products:8,}  {sized(row.memory):>9}  {row.work / least:4.1f}{mark}"
             )
         return "\n".join(lines)
 
 
+@torch.inference_mode(False)
 def plan(training: Training, params: Tree, hyper: Tree, *, memory: int | None = None) -> Plan:
     """Forecast memory and work of every method for a run, and pick one; nothing is trained.
 
@@ -104,13 +108,15 @@ def plan(training: Training, params: Tree, hyper: Tree, *, memory: int | None = 
         Reversible()
     """
     dynamics = Dynamics(training, params, hyper)
-    memory = free_memory(dynamics.device) // 2 if memory is None else memory
+    if memory is not None and (isinstance(memory, bool) or not isinstance(memory, (int, float)) or not memory > 0):
+        raise ValueError(f"plan got memory={memory!r}. Give a number of bytes, as 4 * 2**30.")
+    memory = free_memory(dynamics.device) // 2 if memory is None else int(memory)
     pull, graph = workspace(dynamics, pull_once)
     rows = [forecast(dynamics, method, pull, graph) for method in candidates(dynamics, memory - pull)]
     exact = [row for row in rows if row.exact and not row.note]
     fitting = [row for row in exact if row.memory <= memory]
     best = min(fitting, key=lambda row: row.work) if fitting else min(exact, key=lambda row: row.memory)
-    return Plan(tuple(rows), best.method)
+    return Plan(tuple(rows), best.method, bool(fitting))
 
 
 def candidates(dynamics: Dynamics, room: int) -> list[Method]:
@@ -136,7 +142,14 @@ def forecast(dynamics: Dynamics, method: Method, pull: int, graph: int) -> PlanR
         return PlanRow(method, 0, 0, 0, False, f"cannot: {error}")
     state, step = dynamics.state_bytes, float(pull)
     if isinstance(method, Forward):
-        step = workspace(dynamics, lambda run: push_once(run, method.chunk))[0]
+        if not dynamics.leaves:
+            return PlanRow(
+                method, cost.gradients, 0, 0, False, "cannot: hyper is empty, and initial weights are no hyperparameters"
+            )
+        try:
+            step = traced(dynamics, lambda run: push_once(run, method.chunk))[0]
+        except Exception as error:
+            return PlanRow(method, 0, 0, 0, False, f"cannot: torch.func fails with {type(error).__name__}")
     elif isinstance(method, Reversible):  # the state in floating point; or, while the graph waits, the way to it
         largest = max(weight.numel() for weight in dynamics.weights)
         step = state + max(pull, graph + bytes_to_multiply(largest))
@@ -155,13 +168,18 @@ def workspace(dynamics: Dynamics, step: Callable[[Dynamics], Iterator[None]]) ->
     It is traced on tensors without memory, where that works.
     """
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            fake: Callable[[Tensor], Tensor] = mode.from_tensor
-            run = copy.copy(dynamics)
-            run.weights, run.leaves = [fake(x) for x in dynamics.weights], [fake(x) for x in dynamics.leaves]
-            return measured(step(run))
+        return traced(dynamics, step)
     except Exception:  # a loss that looks at values, or leaves torch, cannot be traced: one step is computed
         return measured(step(copy.copy(dynamics)))
+
+
+def traced(dynamics: Dynamics, step: Callable[[Dynamics], Iterator[None]]) -> tuple[int, int]:
+    """The same, traced or not at all."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake: Callable[[Tensor], Tensor] = mode.from_tensor
+        run = copy.copy(dynamics)
+        run.weights, run.leaves = [fake(x) for x in dynamics.weights], [fake(x) for x in dynamics.leaves]
+        return measured(step(run))
 
 
 def measured(step: Iterator[None]) -> tuple[int, int]:
@@ -193,15 +211,15 @@ def push_once(run: Dynamics, chunk: int | None) -> Iterator[None]:
     tangents = Tangents(run, chunk)
     yield
     yield
-    tangents.advance(0)
+    tangents.push(0, tangents.chunks[0])  # the others take the same memory after it
 
 
 def bytes_to_multiply(count: int) -> int:
     """What `Remainders.multiply` of so many weights takes besides them."""
     block = min(count, BLOCK)
-    v, remainders = torch.arange(block), Remainders(torch.Size([block]), torch.device("cpu"))
+    v, remainders = torch.arange(block, device="cpu"), Remainders(torch.Size([block]), torch.device("cpu"))
     with LiveBytes() as live:
-        remainders.multiply(v, torch.tensor(9), torch.tensor(10))
+        remainders.multiply(v, *(torch.tensor(x, device="cpu") for x in (9, 10)))
     return live.peak + 2 * 8 * (count - block)
 
 

@@ -26,7 +26,7 @@ def project_box(x: Tensor, minimum: float = 0.0, maximum: float = float("inf")) 
     """
     if not minimum <= maximum:
         raise ValueError(f"project_box got minimum={minimum}, maximum={maximum}: no number lies there. Swap them.")
-    return x.clamp(minimum, maximum)
+    return x.detach().clamp(minimum, maximum)
 
 
 def project_simplex(x: Tensor, total: float = 1.0) -> Tensor:

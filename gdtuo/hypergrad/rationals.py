@@ -7,12 +7,13 @@ from torch import Tensor
 
 __all__ = ["DENOMINATOR_BITS", "rational"]
 
-#: With denominators up to 2^24 the nearest fraction is off by 4e-15 or less, save for values near simple fractions.
-DENOMINATOR_BITS = 24
+#: With denominators up to 2^30 the nearest fraction to p / q is p / q, and to a number near it off by 1 / (2^30 q) at most;
+#: elsewhere by no more than 64-bit numbers resolve.
+DENOMINATOR_BITS = 30
 
 
 def rational(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearest fractions n / d with d <= 2^24, in lowest terms: 0.9 is 9 / 10.
+    """The nearest fractions n / d with d <= 2^30, in lowest terms: 0.9 is 9 / 10.
 
     Continued fractions (Hardy, Wright, "An Introduction to the Theory of Numbers", chapter 10), on integers, so that
     the result does not depend on rounding.
@@ -21,7 +22,7 @@ def rational(values: Tensor) -> tuple[Tensor, Tensor]:
         values: in (0, 1].
 
     Returns:
-        n and d, of `values`' shape, int64. n is 0 where a value is below 2^-25.
+        n and d, of `values`' shape, int64. n is 0 where a value is below 2^-31.
 
     Example:
         >>> import torch

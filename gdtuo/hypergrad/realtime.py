@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -13,7 +14,7 @@ from ..level import Level
 from ..optimizers import Adam
 from .dynamics import Dynamics
 from .outer import Outer, OuterLosses
-from .tangents import Tangents
+from .tangents import Tangents, check_chunk
 from .training import Training
 from .tree import Tree, flatten, shown
 
@@ -42,6 +43,7 @@ class Record:
     hypergradient: Any
 
 
+@torch.inference_mode(False)
 def realtime(
     training: Training,
     outer_loss: OuterLosses,
@@ -98,15 +100,21 @@ def realtime(
     """
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise ValueError(f"realtime got every={every!r}: it counts training steps. Give an integer >= 1.")
+    check_chunk(chunk, "realtime")
     dynamics = Dynamics(training, params, hyper)
+    dynamics.weights = [weight.clone() for weight in dynamics.weights]  # the iterator may be used later
     outer = Outer(outer_loss, dynamics.leaf_paths)
     leaves = [nn.Parameter(leaf.clone()) for leaf in dynamics.leaves]
     updater = _updater(Adam(lr=5e-3) if optimizer is None else optimizer, leaves)
+    outer.try_out(dynamics)
     dynamics.leaves = [leaf.detach() for leaf in leaves]  # which share their memory
     tangents = Tangents(dynamics, chunk)
+    for note in tangents.notes():
+        warnings.warn(f"realtime: {note}.", RuntimeWarning, stacklevel=3)
     return _records(dynamics, outer, tangents, leaves, updater, every, reset, project)
 
 
+@torch.inference_mode(False)
 def _records(
     dynamics: Dynamics,
     outer: Outer,
@@ -132,12 +140,12 @@ def _records(
             updater.step()
             if project is not None:
                 _apply(project, dynamics)
-            dynamics.numbers.check(dynamics.leaves)
+            dynamics.check_leaves(dynamics.leaves)
             if reset:
                 tangents.reset()
         yield Record(
             step,
-            dynamics.params(weights),
+            dynamics.params([weight.clone() for weight in weights]),
             dynamics.hyper([leaf.clone() for leaf in dynamics.leaves]),
             outer.named(slopes.values),
             dynamics.hyper([g.clone() for g in gradients]),
@@ -159,6 +167,9 @@ def _updater(optimizer: OuterOptimizer, leaves: list[nn.Parameter]) -> torch.opt
         raise TypeError(
             f"realtime got an optimizer= that returned {type(made).__name__}. Return a torch optimizer of its argument."
         )
+    held = {id(p) for group in made.param_groups for p in group["params"]}
+    if held != {id(leaf) for leaf in leaves}:
+        raise ValueError("realtime got an optimizer= of other parameters. Make it of the list that your function is given.")
     return made
 
 

@@ -51,10 +51,10 @@ class Remainders:
     def __init__(self, shape: torch.Size, device: torch.device) -> None:
         self._head = torch.zeros(shape, dtype=torch.int64, device=device)
         self._stack: list[Tensor] = []
-        self._bits = torch.tensor(START * UNIT)  # that an integer may have, rounded up, in units
+        self._bits = torch.tensor(START * UNIT, device="cpu")  # that an integer may have, rounded up, in units
 
     def multiply(self, v: Tensor, n: Tensor, d: Tensor) -> Tensor:
-        """v n / d, within one unit; n and d broadcast against v, 1 <= n <= d <= 2^24."""
+        """v n / d, within one unit; n and d broadcast against v, 1 <= n <= d <= 2^30."""
         before, self._bits = self._bits, self._bits + growth(n, d)
         words = moved(self._bits) - moved(before)
         for already in range(most(words)):

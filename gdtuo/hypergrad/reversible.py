@@ -20,10 +20,12 @@ class Reversible(Method):
     Weights and momentum buffer are fixed-point integers. Adding to integers can be undone; multiplying the buffer by the
     momentum γ = n / d cannot, so the remainders of the divisions are kept, :math:`\log_2 (d / n)` bits a weight and step:
     0.152 at γ = 0.9 and 0.029 at 0.98, where keeping 32-bit weights and buffers takes 64. Memory: some four states and
-    these bits. Time as `Reverse`: 2 T gradients and T products. The gradient must be the same to the bit when it is
-    evaluated again, which is checked at the end.
+    these bits. 2 T gradients and T products. The gradient must be the same to the bit when it is
+    evaluated again, which is checked at the end. Integer arithmetic takes some 0.1 µs a weight and step on a CPU core, and
+    more for many small tensors.
 
-    γ becomes the nearest fraction with d <= 2^30, which differs from it by less than 64-bit numbers resolve.
+    γ becomes the nearest fraction with d <= 2^30: 0.9 is 9 / 10, other numbers stay what they are to 64 bits, or to 1e-10
+    close to a simple fraction. The whole run, losses included, sees that value.
 
     For `gdtuo.SGD` with a momentum above 0 (any dampening; not Nesterov), `gdtuo.AveragingSGD`, and rules of your own
     that have a `momentum_form`.
@@ -76,6 +78,7 @@ class Reversible(Method):
             gradient = dynamics.linearize(run.weights(), t)
             run.undo_buffers(gradient.value, t)
             arrived = dynamics.pull(gradient, run.state(), t, arrived, into)
+            del gradient  # else its graph lives on while the next is built
             meter.tick()
         run.check_return()
         return Derivative(slopes, final, into, dynamics.pull_initial(arrived, into))

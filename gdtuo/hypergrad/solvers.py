@@ -73,8 +73,8 @@ def neumann(product: Product, b: Vector, iterations: int, tolerance: float) -> S
 
 def largest_eigenvalue(product: Product, like: Vector) -> float:
     """An upper estimate of the largest eigenvalue in magnitude, by power iteration: 1.1 times what it comes to."""
-    make = torch.Generator().manual_seed(0)
-    v = [torch.randn(x.shape, generator=make, dtype=torch.float64).to(x) for x in like]
+    make = torch.Generator("cpu").manual_seed(0)
+    v = [torch.randn(x.shape, generator=make, dtype=torch.float64, device="cpu").to(x) for x in like]
     size = 1.0
     for _ in range(POWER):
         norm = inner(v, v) ** 0.5

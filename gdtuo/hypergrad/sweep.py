@@ -112,7 +112,9 @@ class Sweep(Method):
                     into, arrived = slopes.direct(), slopes.adjoints(end)
                     del end
                 arrived = dynamics.pull(gradient, state, t, arrived, into)
+                del gradient  # else its graph lives on while the next is built
             meter.tick()
+        dynamics.check_repeated()
         by_weights = dynamics.pull_initial(arrived, into) if first == 0 else None
         return Derivative(slopes, final, into, by_weights)
 

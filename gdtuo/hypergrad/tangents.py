@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp, vmap
+from torch.func import grad, grad_and_value, jvp, vmap
 
 from .dynamics import Dynamics, RunState
 from .outer import Slopes
 
-__all__ = ["Tangents"]
+__all__ = ["Tangents", "check_chunk"]
 
 WORKING_BYTES = 2**26  # of tangents that are pushed forward together, unless the user says otherwise
 STATE_ONCE: Any = (None, 0)  # the state is the same along all tangents; torch's annotations do not know None
@@ -34,7 +34,7 @@ class Tangents:
         self.count = sum(self._sizes)
         self.state = dynamics.start()
         together = chunk or max(1, WORKING_BYTES // max(1, dynamics.state_bytes))
-        self._chunks = [(low, min(low + together, self.count)) for low in range(0, self.count, together)]
+        self.chunks = [(low, min(low + together, self.count)) for low in range(0, self.count, together)]
         self.reset()
         for place, leaf in dynamics.given_states.items():  # a given initial state depends on its leaf one to one
             low, size = sum(self._sizes[:leaf]), self._sizes[leaf]
@@ -50,6 +50,18 @@ class Tangents:
     def advance(self, t: int) -> None:
         """Push s and Z through step t, counted from 0."""
         dynamics = self._dynamics
+        if not self.count:
+            self.state = dynamics.advance(self.state, t)
+            return
+        dynamics.cost.gradients += 1
+        for chunk in self.chunks:
+            after = self.push(t, chunk)
+        self.state = after
+
+    def push(self, t: int, chunk: tuple[int, int]) -> RunState:
+        """Push some of the tangents through step t; returns the state after it."""
+        dynamics = self._dynamics
+        low, high = chunk
 
         def step(state: RunState, leaves: Sequence[Tensor]) -> RunState:
             weights, states = dynamics.split(state)
@@ -60,17 +72,26 @@ class Tangents:
             after, pushed = jvp(step, (self.state, dynamics.leaves), (tangents, directions))[:2]
             return after, pushed
 
-        if not self.count:
-            self.state = dynamics.advance(self.state, t)
-            return
-        dynamics.cost.gradients += 1
-        for low, high in self._chunks:
-            dynamics.cost.products += high - low
-            inputs = [z[low:high] for z in self._tangents]
-            after, outputs = vmap(push, out_dims=STATE_ONCE, randomness="same")(inputs, self._directions(low, high))
-            for z, new in zip(self._tangents, outputs, strict=True):
-                z[low:high] = new
-        self.state = [value.detach() for value in after]
+        dynamics.cost.products += high - low
+        inputs = [z[low:high] for z in self._tangents]
+        after, outputs = vmap(push, out_dims=STATE_ONCE, randomness="same")(inputs, self._directions(low, high))
+        for z, new in zip(self._tangents, outputs, strict=True):
+            z[low:high] = new
+        return [value.detach() for value in after]
+
+    def notes(self) -> list[str]:
+        """What there is to say if the first loss is another one under torch.func."""
+        dynamics, weights = self._dynamics, self._dynamics.weights
+        with torch.no_grad():
+            usual = float(dynamics.loss(weights, dynamics.leaves, 0))
+        transformed = float(grad_and_value(lambda w: dynamics.loss(w, dynamics.leaves, 0))(weights)[1])
+        if abs(transformed - usual) <= torch.finfo(weights[0].dtype).eps ** 0.5 * abs(usual) or usual != usual:
+            return []
+        return [
+            f"the first loss is {transformed:.6g} under torch.func and {usual:.6g} without: it draws its random numbers in "
+            "another order, as dropout does on a tensor that is not contiguous. The derivative is right, but of a run with other "
+            "random numbers than the other methods'. Call .contiguous() before the dropout"
+        ]
 
     def _directions(self, low: int, high: int) -> list[Tensor]:
         """Unit vectors `low` ... `high` - 1 of the H, in the shapes of the leaves."""
@@ -87,7 +108,16 @@ class Tangents:
         """[loss][leaf] ∂E/∂s · Z + ∂E/∂λ."""
         found = []
         for by_weights, direct in zip(slopes.by_weights, slopes.by_leaves, strict=True):
-            total = sum(z.flatten(1) @ slope.flatten() for z, slope in zip(self._tangents, by_weights, strict=False))
+            total = sum(
+                z.reshape(self.count, slope.numel()) @ slope.flatten()
+                for z, slope in zip(self._tangents, by_weights, strict=False)
+            )
             parts = torch.as_tensor(total).split(self._sizes)
             found.append([d + part.reshape(d.shape).to(d.dtype) for d, part in zip(direct, parts, strict=True)])
         return found
+
+
+def check_chunk(chunk: int | None, who: str) -> None:
+    """Raise unless it counts tangents."""
+    if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
+        raise ValueError(f"{who} got chunk={chunk!r}: it counts tangents. Give an integer >= 1, or None.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import random
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -10,6 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..level import Level
 from .tree import Tree
@@ -17,11 +20,12 @@ from .tree import Tree
 __all__ = ["Batches", "InnerLoss", "OuterLoss", "Training", "scalar", "seeded"]
 
 InnerLoss: TypeAlias = Callable[[Any, Any, Any], Tensor]
+ONE_AT_A_TIME = threading.RLock()  # the generators belong to the process
 OuterLoss: TypeAlias = Callable[[Any, Any], Tensor]
 Batches: TypeAlias = Callable[[int], Any] | Sequence[Any] | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Training:
     r"""A training run: a pure function from initial weights and hyperparameters to trained weights.
 
@@ -40,8 +44,9 @@ class Training:
             whenever the step is evaluated; `batches[t % len(batches)]` of a sequence, so that one shorter than the
             run is gone through again and again; or None.
         steps: T >= 1.
-        seed: random numbers that `loss` and `batches` draw from torch at a step are those of (seed, step), so dropout
-            and data order repeat when a method evaluates the step again. The global generators are left as they were.
+        seed: what `loss` and `batches` draw at a step from the global generators of torch, numpy and random is that of
+            (seed, step), so dropout and data order repeat when a method evaluates the step again. Afterwards the
+            generators are as they were.
 
     `hyper["optimizer"]` holds the optimizer's numbers that are hyperparameters, by their names (`lr`, `beta1`, ...).
     Each is a tensor whose first dimension counts steps, or a nested dict of such tensors that branches like `params`
@@ -86,8 +91,8 @@ class Training:
             raise TypeError(f"Training got loss={self.loss!r}. Give a function loss(params, hyper, batch) that returns a scalar.")
         if not isinstance(self.optimizer, Level):
             raise TypeError(
-                f"Training got optimizer={self.optimizer!r}. Give a level without parameters, as gdtuo.SGD(lr=0.1): torch's "
-                "own optimizers change tensors in place and cannot be differentiated."
+                f"Training got optimizer={type(self.optimizer).__name__}. Give a level without parameters, as gdtuo.SGD(lr=0.1): "
+                "torch's own optimizers change tensors in place and cannot be differentiated."
             )
         if self.optimizer.param_groups:
             raise ValueError(
@@ -99,7 +104,10 @@ class Training:
                 f"Training got the tower {self.optimizer}: what its upper levels learn would not be fixed hyperparameters. "
                 "Leave optimizer= out of it; name what is to be learned in hyper['optimizer']."
             )
-        if not (self.batches is None or callable(self.batches) or hasattr(self.batches, "__getitem__")):
+        sequence = (
+            hasattr(self.batches, "__getitem__") and hasattr(self.batches, "__len__") and not isinstance(self.batches, Mapping)
+        )
+        if not (self.batches is None or callable(self.batches) or sequence):
             raise TypeError(
                 f"Training got batches={type(self.batches).__name__}. A step must find its batch again: give a function of "
                 "the step, a sequence, as list(loader), or None."
@@ -119,7 +127,8 @@ class Training:
 
     def evaluate(self, params: Tree, hyper: Tree, step: int, device: torch.device) -> Tensor:
         """The loss of a step, counted from 0, with the step's random numbers on the CPU and on `device`."""
-        with seeded(self.seed, step, device):
+        # Attention in plain operations: torch's fused kernels have no second derivatives.
+        with seeded(self.seed, step, device), sdpa_kernel(SDPBackend.MATH):
             return scalar(self.loss(params, hyper, self.batch(step)), "loss")
 
 
@@ -140,9 +149,16 @@ def seeded(seed: int, step: int, device: torch.device) -> Iterator[None]:
     """The random numbers of a step, and afterwards those that would have come without it."""
     state = int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices, device_type="cuda"):
+    with ONE_AT_A_TIME, torch.random.fork_rng(devices, device_type="cuda"):
+        before = random.getstate(), np.random.get_state()
         torch.default_generator.manual_seed(state)
+        random.seed(state)
+        np.random.seed(state)
         for other in devices:
             with torch.cuda.device(other):
                 torch.cuda.manual_seed(state)
-        yield
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])

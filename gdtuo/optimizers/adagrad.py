@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..domains import Positive
 from ..level import Learning, Level, Params
-from ..rules import Hyper, Number, State, safe_sqrt
+from ..rules import Hyper, Number, State, safe_sqrt, silenced
 from .penalized import PenalizedRule
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class AdaGradRule(PenalizedRule):
         g = self.descent(weights, gradient, hyper)
         total = state["sum"] + g * g
         rate = hyper["lr"] / (1 + (step - 1) * hyper.get("lr_decay", 0.0))
-        return -rate * (g / (safe_sqrt(total) + hyper["eps"])), {"sum": total}
+        return -rate * silenced(g / (safe_sqrt(total) + hyper["eps"]), g, total), {"sum": total}
 
     def native(
         self, weights: list[Tensor], gradients: list[Tensor], state: Mapping[str, list[Tensor]], hyper: Hyper, steps: list[Tensor]

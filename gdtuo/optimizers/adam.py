@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..domains import Positive, UnitInterval
 from ..level import Learning, Level, Params
-from ..rules import Hyper, Number, Rule, State, safe_sqrt
+from ..rules import Hyper, Number, Rule, State, safe_sqrt, silenced
 from .penalized import PenalizedRule
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class AdamRule(PenalizedRule):
             second = after["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], second)
         scale = (1 - beta2**step) ** 0.5  # m̂ / (√v̂ + ε) = scale / (1-β1^t) · m / (√v + scale ε)
         denominator = safe_sqrt(second) + scale * hyper["eps"]
-        delta = (-hyper["lr"] * scale / (1 - beta1**step)) * (first / denominator)
+        delta = (-hyper["lr"] * scale / (1 - beta1**step)) * silenced(first / denominator, first, second)
         return self._decay(weights, delta, hyper), after
 
     def native(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..domains import Positive, UnitInterval
 from ..level import Learning, Level, Params
-from ..rules import Hyper, Number, State, safe_sqrt
+from ..rules import Hyper, Number, State, safe_sqrt, silenced
 from .penalized import PenalizedRule
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class RMSPropRule(PenalizedRule):
         after = {"square_avg": alpha * state["square_avg"] + (1 - alpha) * (g * g)}
         if self.centered:
             after["grad_avg"] = alpha * state["grad_avg"] + (1 - alpha) * g
-        direction = g / (self._root(after) + hyper["eps"])
+        direction = silenced(g / (self._root(after) + hyper["eps"]), g, after["square_avg"])
         if "momentum" in hyper:
             direction = after["momentum_buffer"] = hyper["momentum"] * state["momentum_buffer"] + direction
         return -hyper["lr"] * direction, after

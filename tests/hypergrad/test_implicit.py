@@ -97,7 +97,7 @@ def test_says_that_it_is_no_minimum():
 
     training = gdtuo.Training(saddle, gdtuo.SGD(lr=0.01), steps=3)  # it barely leaves the maximum at 0
     with pytest.warns(RuntimeWarning, match="not positive definite"):
-        gdtuo.hypergradient(training, validation, START, HYPER, gdtuo.Implicit())
+        gdtuo.hypergradient(training, lambda p, h: p["w"].sum(), START, {"l2": HYPER["l2"]}, gdtuo.Implicit())
 
 
 @pytest.mark.parametrize("solver", ["cg", "neumann", "fixed_point"])
