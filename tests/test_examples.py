@@ -76,3 +76,52 @@ def test_weight_decay(tmp_path):
     assert test < 1.15 * best[1]
     assert validation < 0.75 * fixed["0"][0]
     assert_picture(tmp_path / "a.png")
+
+
+def test_hyper_cleaning(tmp_path):
+    result = run("hyper_cleaning.py", "--iterations", 15, "--seeds", 1, "--out", tmp_path / "a.png")
+    assert result.returncode == 0, result.stderr
+    (_, _, baseline), *cleaned, (_, _, oracle) = rows(result.stdout, r"all labels.*?|cleaned, R = \d+|right labels.*?").values()
+    assert len(cleaned) == 3
+    for flagged, f1, accuracy in cleaned:
+        assert 250 < flagged < 350  # 330 labels are wrong
+        assert f1 > 0.9
+        assert accuracy > baseline + 0.6 * (oracle - baseline)
+    assert_picture(tmp_path / "a.png")
+
+
+def test_task_relations(tmp_path):
+    result = run("task_relations.py", "--iterations", 10, "--seeds", 1, "--out", tmp_path / "a.png")
+    assert result.returncode == 0, result.stderr
+    table = rows(result.stdout, "separate|all tied equally|learned|groups known")
+    inside, between, loss = table["learned"]
+    assert inside > 0.05
+    assert between < 0.1 * inside
+    assert loss < 0.7 * min(table["separate"][2], table["all tied equally"][2])
+    assert loss < 1.1 * table["groups known"][2]
+    assert table["separate"][:2] == [0, 0]
+    assert_picture(tmp_path / "a.png")
+
+
+def test_realtime(tmp_path):
+    result = run("realtime.py", "--steps", 400, "--seeds", 1, "--out", tmp_path / "a.png")
+    assert result.returncode == 0, result.stderr
+    plain, short, learned, whole = rows(result.stdout, "at the.*?|learned.*?|random.*?").values()
+    assert [row[2] for row in (plain, short, learned, whole)] == [400, 400, 400, 4000]
+    assert plain[0] > 2  # at its starting values training gets nowhere
+    assert learned[0] < 0.2
+    assert learned[0] < 0.5 * short[0]
+    assert learned[0] < 2 * whole[0]
+    assert_picture(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("name", ["hyper_cleaning.py", "task_relations.py", "realtime.py"])
+def test_arguments_are_checked(name):
+    result = run(name, "--seeds", 0)
+    assert result.returncode == 2
+    assert "--seeds is 0: give at least 1" in result.stderr
+    assert "Traceback" not in result.stderr
+    result = run(name, "--task", "mnist", "--data", "nowhere")
+    assert result.returncode == 2
+    assert "--data DIR or GDTUO_DATA=DIR" in result.stderr
+    assert "Traceback" not in result.stderr
