@@ -154,8 +154,11 @@ def silenced(direction: Tensor, mean: Tensor, square: Tensor) -> Tensor:
     """`direction`, a quotient of a mean and the root of a mean square; a constant 0 where both have never been anything else.
 
     A unit that has been dead from the start has the direction 0 / (0 + ε), whose derivative is 1 / ε: differentiated
-    through many steps that overflows, though nothing depends on it.
+    through many steps that overflows, though nothing depends on it. One update alone, as in a tower, is differentiated
+    without autograd's graph and does not need it.
     """
+    if not torch.is_grad_enabled():
+        return direction
     return direction * ((mean != 0) | (square != 0))
 
 

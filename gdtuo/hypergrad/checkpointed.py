@@ -20,7 +20,7 @@ class Checkpointed(Sweep):
     |---|---|---|---|
     | nothing | ⌈√T⌉ segments' beginnings, and the segment at work | 2 √T | 3 T |
     | segments=n | n segments' beginnings, and the segment at work | n + T/n | 3 T |
-    | arity=k | k parts' beginnings on each level of a k-ary tree | (k - 1) log_k T | T log_k T |
+    | arity=k | k parts' beginnings on each level of a k-ary tree | (k - 1) log_k T | T + T (k-1)/k log_k T |
     | memory=b | as many states as fit into b bytes, where it costs least | b / bytes of a state | fewest for that many |
 
     Args:

@@ -28,6 +28,7 @@ from .truncated import Truncated
 __all__ = ["Plan", "PlanRow", "plan"]
 
 PRODUCT = 2.0  # a product's work in gradients: benchmarks/curvature.py found 1.7 to 2.5
+INTEGERS = 1.6  # what integer arithmetic makes of a run's work: benchmarks/whole_training.py found 1.6 to 2.2
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class PlanRow:
     @property
     def work(self) -> float:
         """Its time in evaluations of the inner gradient, roughly."""
-        return self.gradients + PRODUCT * self.products
+        work = self.gradients + PRODUCT * self.products
+        return INTEGERS * work if isinstance(self.method, Reversible) else work
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def forecast(dynamics: Dynamics, method: Method, pull: int, graph: int) -> PlanR
             return PlanRow(method, 0, 0, 0, False, f"cannot: torch.func fails with {type(error).__name__}")
     elif isinstance(method, Reversible):  # the state in floating point; or, while the graph waits, the way to it
         largest = max(weight.numel() for weight in dynamics.weights)
-        step = state + max(pull, graph + bytes_to_multiply(largest))
+        step = max(state + pull, graph + state / 2 + bytes_to_multiply(largest))
     kept = cost.states * state + 2 * sum(leaf.numel() * leaf.element_size() for leaf in dynamics.leaves)
     inexact = {Truncated: "inexact: the last steps only", Implicit: "exact at a minimum only; at most so many products"}
     note = inexact.get(type(method), "")

@@ -22,8 +22,8 @@ class Reverse(Sweep):
     time: memory T + O(1) states, time 2 T gradients and T products, whatever the number of hyperparameters.
 
     Args:
-        products: how second derivatives of the inner loss are taken; "forward-over-reverse" takes up to half the memory
-            where the loss itself is deep or recurrent, and one and a half to two times as long. Default:
+        products: how second derivatives of the inner loss are taken; "forward-over-reverse" takes half the memory where
+            the loss itself is recurrent, elsewhere as much, and one and a half to two times as long. Default:
             "reverse-over-reverse".
 
     References:

@@ -58,6 +58,7 @@ class Tangents:
             after = self.push(t, chunk)
         self.state = after
 
+    @torch.enable_grad()
     def push(self, t: int, chunk: tuple[int, int]) -> RunState:
         """Push some of the tangents through step t; returns the state after it."""
         dynamics = self._dynamics

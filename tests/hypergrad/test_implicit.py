@@ -91,10 +91,11 @@ def test_says_that_it_is_no_minimum():
         return (params["w"] ** 4).sum() - hyper["a"] * params["w"].square().sum() - 1e-9 * params["w"].sum()
 
     training = gdtuo.Training(saddle, gdtuo.SGD(lr=0.01), steps=3)  # it barely leaves the maximum at 0
-    with pytest.warns(RuntimeWarning, match="not positive definite"):
+    with pytest.warns(RuntimeWarning) as caught:
         gdtuo.hypergradient(
             training, lambda p, h: p["w"].sum(), {"w": START["w"]}, {"a": torch.tensor(1.0, dtype=F64)}, gdtuo.Implicit()
         )
+    assert any("not positive definite" in str(warning.message) for warning in caught)
 
 
 @pytest.mark.parametrize("solver", ["cg", "neumann", "fixed_point"])
