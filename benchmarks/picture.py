@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .figures import BLUE, GREEN, HEADLINE, ORANGE, pyplot, save
 from .optimizers import BASELINES, HEIGHTS, LEARN, PUBLISHED, tower_name
 from .results import Row
 
@@ -16,7 +17,6 @@ __all__ = ["draw"]
 
 MODEL = "mlp-0.1M"  # of the left panel
 FAMILY = "mlp-"  # of the right one: networks that differ in nothing but size
-BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"  # told apart by colour-blind readers (Okabe, Ito)
 KINDS = {(fused, learn): f"{'fused' if fused else 'eager'}, {learn}" for fused in (False, True) for learn in LEARN}
 
 Points = list[tuple[float, float]]
@@ -49,15 +49,7 @@ def measured(lines: Mapping[str, Sequence[tuple[float, float | None]]]) -> dict[
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Save the picture as a PNG."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")  # a picture in a file needs no display
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True})
-    plt.rcParams.update({"grid.alpha": 0.25, "axes.axisbelow": True, "axes.titlelocation": "left", "axes.titlesize": 12})
-    plt.rcParams.update({"figure.constrained_layout.w_pad": 0.12, "figure.constrained_layout.h_pad": 0.08})
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
+    figure, (left, right) = pyplot().subplots(1, 2, figsize=(12, 4.8), layout="constrained")
 
     panel(left, by_height(rows), "torch's default Adam")
     left.set(xlabel="SGDs above Adam", ylabel="iteration time / torch's default Adam")
@@ -68,9 +60,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     right.set(xlabel="weights", ylabel="step time / torch's fused Adam")
     right.set_title("A bare step, one SGD above Adam")
 
-    figure.suptitle("What a tower costs", x=0.01, ha="left", fontsize=13, fontweight="bold")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    figure.suptitle("What a tower costs", **HEADLINE)
+    save(figure, path)
 
 
 def panel(axes: Axes, lines: Mapping[str, Points], unit: str) -> None:

@@ -46,6 +46,7 @@ def interleave(
     seconds: float = SECONDS,
     synchronise: Callable[[], object] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
+    warm_up: int = WARM_UP,
 ) -> dict[str, Timing]:
     """Time each task in rounds; in a round each has one repetition, in an order drawn anew.
 
@@ -55,9 +56,10 @@ def interleave(
     Args:
         tasks: what to call, by name.
         repetitions: rounds, at least 1.
-        seconds: the least time worth measuring.
+        seconds: the least time worth measuring; with 0 a repetition is one call, and nothing is called to find that out.
         synchronise: called at both ends of a repetition.
         clock: seconds.
+        warm_up: calls of each task before anything is timed.
     """
 
     def timed(task: Callable[[], object], calls: int) -> float:
@@ -70,9 +72,9 @@ def interleave(
 
     calls = {}
     for name, task in tasks.items():
-        for _ in range(WARM_UP):
+        for _ in range(warm_up):
             task()
-        fastest = min(timed(task, 1) for _ in range(3))
+        fastest = min(timed(task, 1) for _ in range(3)) if seconds else 1.0
         calls[name] = max(1, math.ceil(seconds / max(fastest, 1e-6)))
     times: dict[str, list[float]] = {name: [] for name in tasks}
     order, draw = list(tasks), random.Random(0)

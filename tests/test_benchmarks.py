@@ -8,7 +8,19 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import children, memory, models, picture, results, targets, timing, trials
+from benchmarks import (
+    children,
+    curvature,
+    memory,
+    models,
+    picture,
+    results,
+    reversal,
+    targets,
+    timing,
+    trials,
+    whole_training,
+)
 from benchmarks.compilation import Compilation
 from benchmarks.optimizers import BARE, BASELINES, CONTESTANTS, HEIGHTS, OPTIMIZERS, PUBLISHED, driver, tower_name
 
@@ -63,6 +75,13 @@ def test_median_and_quartiles():
     timings = fakes.measure(repetitions=5, seconds=0.5)
     assert timings["a"] == (5.0, 3.0, 7.0)
     assert timings["b"].median == 1.0
+
+
+def test_what_takes_long_is_not_called_in_vain():
+    fakes = Fakes(a=5.0, b=1.0)
+    timings = fakes.measure(repetitions=3, seconds=0.0, warm_up=0)
+    assert sorted(fakes.log) == ["a"] * 3 + ["b"] * 3
+    assert timings["a"].median == 5.0
 
 
 def test_the_device_is_waited_for_inside_the_clock():
@@ -217,10 +236,14 @@ def test_the_tables_show_what_the_csv_has(measured, rows):
                 assert float(detail) == pytest.approx(row.median_ms, rel=0.01)
 
 
-def test_there_is_a_picture(measured):
-    content = (measured / "cost.png").read_bytes()
+def assert_picture(path):
+    content = path.read_bytes()
     assert content.startswith(b"\x89PNG")
     assert len(content) > 20_000  # empty axes take less
+
+
+def test_there_is_a_picture(measured):
+    assert_picture(measured / "cost.png")
 
 
 def test_the_picture_draws_what_was_measured(rows):
@@ -355,3 +378,173 @@ def test_only_an_unknown_line(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         targets.main()
     assert "bare step, 27M" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- whole training
+
+
+@pytest.fixture
+def one_thread():
+    """The commands set the number of threads, for the whole process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return whole_training.Problem()
+
+
+def test_plain_training_makes_the_same_steps(problem):
+    plain = list(problem.trained(12).parameters())
+    for name, method in whole_training.methods(problem.state_bytes).items():
+        final = problem.differentiated(12, method).final
+        for a, b in zip(plain, final.values(), strict=True):
+            torch.testing.assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_memory_is_what_was_forecast(problem):
+    steps, state = 20, problem.state_bytes
+    expected = whole_training.forecasts(problem, steps)
+    measured = {
+        name: whole_training.peak(lambda method=method: problem.differentiated(steps, method))
+        for name, method in whole_training.methods(state).items()
+    }
+    assert set(measured) == set(expected)
+    bound = expected.pop("Implicit()")  # of what it may take
+    assert measured["Implicit()"] <= bound
+    for name, figure in expected.items():
+        assert measured[name] == pytest.approx(figure, rel=0.1), name
+    # All keep states; those at work, and what a step needs for itself, are the same but for a state or two.
+    kept = {name: measured[name] / state for name in ("Reverse()", "Checkpointed()", "Checkpointed(arity=2)", "Truncated(10)")}
+    assert kept["Reverse()"] - kept["Truncated(10)"] == pytest.approx(10, abs=2)
+    assert kept["Reverse()"] - kept["Checkpointed()"] == pytest.approx(20 - 9, abs=2)
+    assert kept["Checkpointed(arity=2)"] < kept["Checkpointed()"]
+
+
+def test_whole_training_command(tmp_path, monkeypatch, capsys, one_thread):
+    out = tmp_path / "new" / "a.png"
+    arguments = ["--steps", "6", "2", "--repetitions", "1", "--width", "8", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["whole_training", *arguments])
+    with torch.random.fork_rng():
+        whole_training.main()
+    lines = re.findall(r"^ +([26])  (\S.*?) +(\d+) +(\d*) +([\d.]+)$", capsys.readouterr().out, re.M)
+    names = [whole_training.PLAIN, *whole_training.methods(1)]
+    assert [(int(steps), name) for steps, name, *_ in lines] == [(steps, name) for steps in (2, 6) for name in names]
+    for _, name, kilobytes, forecast, ratio in lines:
+        assert int(kilobytes) > 0
+        assert bool(forecast) == (name != whole_training.PLAIN)
+        assert float(ratio) > 0
+    assert_picture(out)
+
+
+@pytest.mark.parametrize(("option", "value"), [("--steps", "0"), ("--width", "0"), ("--repetitions", "0")])
+def test_whole_training_says_what_is_wrong(option, value, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["whole_training", option, value])
+    with pytest.raises(SystemExit, match="2"):
+        whole_training.main()
+    assert f"{option} is 0: give at least 1" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- second derivatives
+
+
+@pytest.fixture(scope="module")
+def curvatures():
+    """Each small network's rows."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return {name: curvature.compare(name, make(True), repetitions=1) for name, make in curvature.NETWORKS.items()}
+
+
+@pytest.mark.parametrize("name", list(curvature.NETWORKS))
+def test_what_is_offered_is_right(name, curvatures):
+    rows = {row.mode: row for row in curvatures[name]}
+    assert list(rows) == list(curvature.MODES)
+    for mode in curvature.LINEARIZATIONS:
+        assert not rows[mode].failure
+        assert rows[mode].error < 1e-5
+        assert rows[mode].memory > 1
+        assert rows[mode].time > 0
+
+
+def test_a_product_is_that_of_a_plain_second_derivative():
+    torch.manual_seed(0)
+    network = curvature.Network(models.mlp(3, 4, 2), torch.randn(5, 3))
+    weights, loss = curvature.problem(network)
+    vector = [torch.randn_like(w) for w in weights]
+    _, naive = torch.autograd.functional.hvp(lambda *w: loss(w, [torch.tensor(2.0)]), tuple(weights), tuple(vector))
+    for mode in curvature.MODES.values():
+        found, (mixed,) = mode(loss, weights, [torch.tensor(2.0)], vector)
+        assert curvature.distance((found, []), (list(naive), [])) < 1e-5
+        slopes = torch.autograd.functional.jvp(lambda *w: loss(w, [torch.tensor(1.0)]), tuple(weights), tuple(vector))[1]
+        torch.testing.assert_close(mixed, slopes)  # the loss is linear in its hyperparameter
+
+
+def test_wrong_and_failing_ways_are_told(tmp_path):
+    rows = [
+        curvature.Row("a", "reverse-over-reverse", 3.0, 2.0, 0.0),
+        curvature.Row("a", "forward-over-reverse", 4.0, 2.0, 1e-7),
+        curvature.Row("a", "reverse-over-forward", 5.0, 2.0, 1e-3),
+        curvature.Row("b", "reverse-over-reverse", 3.0, 2.0, 0.0),
+        curvature.Row("b", "reverse-over-forward", failure="not there"),
+    ]
+    lines = curvature.table(rows).splitlines()[1:]
+    assert [line.endswith("wrong") for line in lines] == [False, False, True, False, False]
+    assert lines[-1].endswith("fails: not there")
+    curvature.draw(rows, tmp_path / "a.png")
+    assert_picture(tmp_path / "a.png")
+
+
+def test_curvature_command(tmp_path, monkeypatch, capsys, one_thread, curvatures):
+    """The figures are those of `compare`, which is slow."""
+    monkeypatch.setattr(curvature, "compare", lambda name, network, repetitions: curvatures[name])
+    monkeypatch.setattr(sys, "argv", ["curvature", "--quick", "--out", str(tmp_path / "a.png")])
+    with torch.random.fork_rng():
+        curvature.main()
+    assert curvature.table([row for rows in curvatures.values() for row in rows]) in capsys.readouterr().out
+    assert_picture(tmp_path / "a.png")
+
+
+# ---------------------------------------------------------------- running backwards
+
+
+@pytest.mark.parametrize("momentum", reversal.MOMENTA)
+def test_what_is_undone_is_exact(momentum):
+    problem = reversal.Problem.random(120)
+    found = {name: way(problem, momentum) for name, way in reversal.WAYS.items()}
+    errors = {name: reversal.error(problem, momentum, one) for name, one in found.items()}
+    ours, theirs, other = "gdtuo.Reversible()", "as published (2015)", "its buffer, one fraction"
+    assert errors[ours] < 1e-12
+    assert errors[theirs] > 1e-8  # its run has another γ than its derivatives
+    assert found[ours].stray < 1
+    n = reversal.nearest(momentum).numerator
+    assert n / 2 < found[other].stray < n
+    if n > 1000:
+        assert errors[other] > 1e3 * errors[ours]
+    for name in (ours, theirs, other):
+        assert found[name].bits == pytest.approx(0.152, abs=0.06)
+
+
+def test_the_published_buffer_gives_back_what_it_took():
+    buffer, n, d = reversal.PushPop(3), torch.tensor(9), torch.tensor(10)
+    v = torch.tensor([-12345, 0, 6789])
+    there = [v]
+    for _ in range(20):
+        there.append(buffer.multiply(there[-1], n, d))
+    assert buffer.information > 0
+    for before in reversed(there[:-1]):
+        v = buffer.divide(there.pop(), n, d)
+        assert torch.equal(v, before)
+    assert buffer.empty
+
+
+def test_reversal_command(monkeypatch, capsys, one_thread):
+    monkeypatch.setattr(sys, "argv", ["reversal", "--steps", "3"])
+    reversal.main()
+    text = capsys.readouterr().out
+    assert text.count("gdtuo.Reversible()") == len(reversal.MOMENTA)
+    assert "momentum 0.9 = 9/10, 3 steps, log2(d / n) = 0.152" in text
