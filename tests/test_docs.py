@@ -1,0 +1,105 @@
+"""The guides' Python runs as printed, and what they point at exists."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+GUIDE = ROOT / "docs" / "whole-training.md"
+
+
+def tensors(tree):
+    """The leaves of a nested dict."""
+    return [leaf for branch in tree.values() for leaf in tensors(branch)] if isinstance(tree, dict) else [tree]
+
+
+@pytest.fixture(scope="module")
+def session():
+    """What is left when the guide's blocks have run one after the other."""
+    namespace = {}
+    blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    assert len(blocks) == 12
+    with torch.random.fork_rng():
+        for block in blocks:
+            exec(block, namespace)
+    return namespace
+
+
+def test_the_outer_loop_learns(session):
+    values = session["values"]
+    assert len(values) == 10
+    assert values[-1] < 0.6 * values[0]
+    rates = torch.stack(list(session["log_lr"].values())).exp()
+    assert rates.shape == (2, 50)
+    assert (rates > 0.01).all()  # it started there, far too low
+
+
+def test_everything_is_finite_and_has_its_shape(session):
+    for name in ("result", "modular_result", "two", "three", "careful", "implicit", "exact", "lean"):
+        assert all(x.isfinite().all() for x in tensors(session[name].hyper)), name
+        assert any(x.abs().max() > 0 for x in tensors(session[name].hyper)), name
+    result, params = session["result"], session["params"]
+    assert result.hyper["optimizer"]["lr"]["hidden"].shape == (50,)
+    assert [x.shape for x in tensors(result.params)] == [x.shape for x in tensors(params)]
+    slopes = session["slopes"]
+    assert slopes["weight_decay"]["hidden"]["weight"].shape == (1, 32, 64)
+    assert slopes["state"]["momentum_buffer"]["hidden"]["weight"].shape == (32, 64)
+    assert slopes["momentum"].shape == slopes["lr"]["output"].shape == ()
+
+
+def test_the_plan_fits(session):
+    forecast = session["forecast"]
+    (best,) = (row for row in forecast.rows if row.method == forecast.best)
+    assert best.exact
+    assert best.memory <= 500_000
+    text = GUIDE.read_text()
+    for row in forecast.rows:  # bytes depend on torch, counts do not
+        assert re.search(rf"^{re.escape(repr(row.method))} +{row.gradients:,} +{row.products:,} ", text, re.M), row.method
+
+
+def test_what_the_guide_says_of_methods(session):
+    assert session["careful"].cost.states == pytest.approx(4.0, abs=0.01)
+    assert float(session["implicit"].hyper["l2"]) == pytest.approx(float(session["exact"].hyper["l2"]), rel=1e-5)
+    training, losses, params, hyper = (session[name] for name in ("training", "outer_loss", "params", "hyper"))
+    plain = session["gdtuo"].hypergradient(training, losses, params, hyper)
+    for name in ("careful", "lean"):
+        for a, b in zip(tensors(session[name].hyper), tensors(plain.hyper), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_several_losses_and_several_runs(session):
+    assert set(session["two"].value) == {"l2", "optimizer"}
+    assert session["two"].value["l2"] != session["two"].value["optimizer"]
+    assert len(session["three"].final) == 3
+
+
+def test_real_time_learns(session):
+    records = session["records"]
+    assert [record.step for record in records] == list(range(10, 101, 10))
+    assert records[-1].value < 0.8 * records[0].value
+    assert records[-1].hyper["optimizer"]["lr"] > 0.01
+    assert all(record.hyper["l2"] >= 0 for record in records)
+
+
+def test_the_check_passes(session):
+    assert session["checked"].worst < 1e-6
+    assert {row.name.partition(",")[0] for row in session["checked"].rows} == {"hyper['l2']", "hyper['optimizer']['beta1']"}
+
+
+def test_what_the_guide_points_at_exists():
+    text = GUIDE.read_text()
+    headings = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^## (.*)$", text, re.M)}
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(links) > 15
+    for link in links:
+        if link.startswith("#"):
+            assert link[1:] in headings, link
+        elif not link.startswith("https://"):
+            assert (GUIDE.parent / link).is_file(), link
+    for module in set(re.findall(r"python -m ([\w.]+)", text)):
+        assert importlib.util.find_spec(module), module
