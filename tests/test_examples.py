@@ -125,3 +125,60 @@ def test_arguments_are_checked(name):
     assert result.returncode == 2
     assert "--data DIR or GDTUO_DATA=DIR" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_learned_schedule(tmp_path):
+    result = run("learned_schedule.py", "--steps", 25, "--iterations", 16, "--out", tmp_path / "a.png")
+    assert result.returncode == 0, result.stderr
+    table = rows(result.stdout, r"start: .+?|best of grid: .+?|learned|layer \d")
+    (start, start_error), (best, _), (loss, error) = (table[name] for name in table if not name.startswith("layer"))
+    assert loss < start / 5
+    assert error < start_error / 3
+    assert loss < 1.7 * best  # at the default size it is below
+    for layer in range(1, 5):
+        rate, _, scale = table[f"layer {layer}"]
+        assert rate > 0.6  # it started at 0.3
+        assert scale > 0.15  # it started at 0.1
+    rate, late, _ = table["layer 1"]
+    assert late < 0.97 * rate  # it falls at the end
+    assert_picture(tmp_path / "a.png")
+
+
+def test_weight_penalties(tmp_path):
+    result = run("weight_penalties.py", "--iterations", 25, "--out", tmp_path / "a.png")
+    assert result.returncode == 0, result.stderr
+    single = rows(result.stdout, r"\d[.\de-]*")
+    assert len(single) == 8
+    (learned,) = rows(result.stdout, "learned, by weight").values()
+    best = min(single.values(), key=lambda losses: losses[1])
+    assert learned[1] < 0.5 * best[1]  # validation loss
+    assert learned[2] < 0.7 * best[2]  # test loss
+    assert learned[0] > best[0]  # training loss: it overfits less
+    assert_picture(tmp_path / "a.png")
+
+
+def test_learned_data(tmp_path):
+    result = run("learned_data.py", "--iterations", 40, "--out", tmp_path / "a.png")
+    assert result.returncode == 0, result.stderr
+    table = rows(result.stdout, r"a real one of each class|the mean of each class|all 1,437 real ones|ten learned ones")
+    ten, means, every, learned = table.values()
+    assert learned[0] < 0.1 * 2.3026  # the validation loss of blank images is log 10
+    assert learned[1] < 0.8 * means[1] < 0.5 * ten[1]  # test loss
+    assert learned[2] < 3 * every[2]  # test error
+    assert learned[2] < 0.8 * means[2]
+    assert_picture(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "remedy"),
+    [
+        ("learned_schedule.py", ["--steps", 0], "--steps is 0: give at least 1"),
+        ("weight_penalties.py", ["--task", "mnist", "--data", "nowhere"], "--data DIR or GDTUO_DATA=DIR"),
+        ("learned_data.py", ["--iterations", 0], "--iterations is 0: give at least 1"),
+    ],
+)
+def test_whole_training_examples_say_what_is_wrong(name, arguments, remedy):
+    result = run(name, *arguments)
+    assert result.returncode == 2
+    assert remedy in result.stderr
+    assert "Traceback" not in result.stderr
