@@ -59,7 +59,8 @@ def test_the_plan_fits(session):
     assert best.memory <= 500_000
     text = GUIDE.read_text()
     for row in forecast.rows:  # bytes depend on torch, counts do not
-        assert re.search(rf"^{re.escape(repr(row.method))} +{row.gradients:,} +{row.products:,} ", text, re.M), row.method
+        method = re.sub(r"memory=\d+", r"memory=\\d+", re.escape(repr(row.method)).replace(r"\=", "="))
+        assert re.search(rf"^{method} +{row.gradients:,} +{row.products:,} ", text, re.M), row.method
 
 
 def test_what_the_guide_says_of_methods(session):

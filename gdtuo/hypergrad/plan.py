@@ -106,7 +106,7 @@ def plan(training: Training, params: Tree, hyper: Tree, *, memory: int | None = 
         >>> import torch, gdtuo
         >>> training = gdtuo.Training(lambda p, h, batch: (p["w"] ** 2).sum(), gdtuo.SGD(lr=0.1, momentum=0.9), steps=1000)
         >>> hyper = {"optimizer": {"lr": torch.full((1000,), 0.1)}}
-        >>> gdtuo.plan(training, {"w": torch.ones(10**6)}, hyper, memory=10**9).best
+        >>> gdtuo.plan(training, {"w": torch.ones(10**6)}, hyper, memory=10**8).best
         Reversible()
     """
     dynamics = Dynamics(training, params, hyper)
@@ -114,7 +114,7 @@ def plan(training: Training, params: Tree, hyper: Tree, *, memory: int | None = 
         raise ValueError(f"plan got memory={memory!r}. Give a number of bytes, as 4 * 2**30.")
     memory = free_memory(dynamics.device) // 2 if memory is None else int(memory)
     pull, graph = workspace(dynamics, pull_once)
-    rows = [forecast(dynamics, method, pull, graph) for method in candidates(dynamics, memory - pull)]
+    rows = [forecast(dynamics, method, pull, graph) for method in candidates(dynamics, memory - pull - leaf_bytes(dynamics))]
     exact = [row for row in rows if row.exact and not row.note]
     fitting = [row for row in exact if row.memory <= memory]
     best = min(fitting, key=lambda row: row.work) if fitting else min(exact, key=lambda row: row.memory)
@@ -155,10 +155,15 @@ def forecast(dynamics: Dynamics, method: Method, pull: int, graph: int) -> PlanR
     elif isinstance(method, Reversible):  # the state in floating point; or, while the graph waits, the way to it
         largest = max(weight.numel() for weight in dynamics.weights)
         step = max(state + pull, graph + state / 2 + bytes_to_multiply(largest))
-    kept = cost.states * state + 2 * sum(leaf.numel() * leaf.element_size() for leaf in dynamics.leaves)
+    kept = cost.states * state + leaf_bytes(dynamics)
     inexact = {Truncated: "inexact: the last steps only", Implicit: "exact at a minimum only; at most so many products"}
     note = inexact.get(type(method), "")
     return PlanRow(method, cost.gradients, cost.products, round(kept + step), not note, note)
+
+
+def leaf_bytes(dynamics: Dynamics) -> int:
+    """The direct terms and the sums that the hypergradient is added up in."""
+    return 2 * sum(leaf.numel() * leaf.element_size() for leaf in dynamics.leaves)
 
 
 # ---------------------------------------------------------------- what a step needs for itself

@@ -108,12 +108,17 @@ def test_picks():
     lr = {"optimizer": {"lr": torch.full((200,), 0.01)}, "l2": torch.tensor(1e-3)}
     one = {"l2": torch.tensor(1e-3)}
 
+    def penalty(params):
+        return sum(w.square().sum() for w in params.values())
+
     def plan(optimizer, hyper, memory):
         return gdtuo.plan(gdtuo.Training(inner, optimizer, batches=batches, steps=200), params, hyper, memory=memory)
 
     assert plan(gdtuo.Adam(), lr, 10**9).best == gdtuo.Reverse()
     assert isinstance(plan(gdtuo.Adam(), lr, 10**6).best, gdtuo.Checkpointed)
-    assert plan(gdtuo.SGD(momentum=0.9), lr, 10**6).best == gdtuo.Reversible()
+    assert isinstance(plan(gdtuo.SGD(momentum=0.9), lr, 10**6).best, gdtuo.Checkpointed)
+    long = gdtuo.Training(lambda p, h, b: penalty(p) * h["l2"].sum(), gdtuo.SGD(momentum=0.98), steps=20_000)
+    assert gdtuo.plan(long, params, {"l2": torch.full((300,), 1e-3)}, memory=450_000).best == gdtuo.Reversible()
     assert plan(gdtuo.Adam(), one, 10**6).best == gdtuo.Forward()
     tight = plan(gdtuo.Adam(), lr, 1000)
     assert tight.best == min((row for row in tight.rows if row.exact), key=lambda row: row.memory).method
