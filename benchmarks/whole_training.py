@@ -136,8 +136,8 @@ def peak(action: Callable[[], object]) -> int:
 def forecasts(problem: Problem, steps: int) -> dict[str, int]:
     """What `gdtuo.plan` says about memory."""
     dynamics = Dynamics(problem.training(steps), problem.params, problem.hyper)
-    pull = workspace(dynamics, pull_once)
-    return {name: forecast(dynamics, method, pull).memory for name, method in methods(problem.state_bytes).items()}
+    pull, graph = workspace(dynamics, pull_once)
+    return {name: forecast(dynamics, method, pull, graph).memory for name, method in methods(problem.state_bytes).items()}
 
 
 def forecast_lines(problem: Problem, lengths: Sequence[int], points: int = 16) -> Lines:
