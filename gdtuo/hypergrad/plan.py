@@ -154,7 +154,7 @@ def forecast(dynamics: Dynamics, method: Method, pull: int, graph: int) -> PlanR
             return PlanRow(method, 0, 0, 0, False, f"cannot: torch.func fails with {type(error).__name__}")
     elif isinstance(method, Reversible):  # the state in floating point; or, while the graph waits, the way to it
         largest = max(weight.numel() for weight in dynamics.weights)
-        step = max(state + pull, graph + state / 2 + bytes_to_multiply(largest))
+        step = max(state + pull, graph + state + bytes_to_undo(largest))
     kept = cost.states * state + leaf_bytes(dynamics)
     inexact = {Truncated: "inexact: the last steps only", Implicit: "exact at a minimum only; at most so many products"}
     note = inexact.get(type(method), "")
@@ -221,12 +221,14 @@ def push_once(run: Dynamics, chunk: int | None) -> Iterator[None]:
     tangents.push(0, tangents.chunks[0])  # the others take the same memory after it
 
 
-def bytes_to_multiply(count: int) -> int:
-    """What `Remainders.multiply` of so many weights takes besides them."""
+def bytes_to_undo(count: int) -> int:
+    """What `Remainders.divide` of so many weights takes besides them."""
     block = min(count, BLOCK)
-    v, remainders = torch.arange(block, device="cpu"), Remainders(torch.Size([block]), torch.device("cpu"))
+    n, d = (torch.tensor(x, device="cpu") for x in (9, 10))
+    remainders = Remainders(torch.Size([block]), torch.device("cpu"))
+    v = remainders.multiply(torch.arange(block, device="cpu"), n, d)
     with LiveBytes() as live:
-        remainders.multiply(v, *(torch.tensor(x, device="cpu") for x in (9, 10)))
+        remainders.divide(v, n, d)
     return live.peak + 2 * 8 * (count - block)
 
 
