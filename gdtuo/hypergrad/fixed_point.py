@@ -31,7 +31,6 @@ class FixedPointRun:
         self._fractions = [self._fraction(i, form.decay) for i, form in enumerate(forms)]
         start = dynamics.start()
         self.fixed_weights, self.fixed_buffers = self._split(start)
-        self._give_exact_momenta()
         for i in range(self._count):
             self._check(i, "weights", start[i], -1)
             self._check(i, "buffer", start[self._count + i], -1)
@@ -155,7 +154,7 @@ class FixedPointRun:
             )
         return n, d
 
-    def _give_exact_momenta(self) -> None:
+    def give_exact_momenta(self) -> None:
         """The hyperparameters of the run become the fractions that it uses, so that its derivative is that of this run."""
         dynamics = self.dynamics
         dynamics.leaves = list(dynamics.leaves)

@@ -65,6 +65,7 @@ class Reversible(Method):
 
     def differentiate(self, dynamics: Dynamics, outer: Outer, meter: Meter) -> Derivative:
         run = FixedPointRun(dynamics, self.fraction)
+        run.give_exact_momenta()
         for t in range(dynamics.steps):
             run.advance(t)
             meter.tick()
