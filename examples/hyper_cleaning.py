@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 import gdtuo
-from gdtuo.lab import data
+from gdtuo.lab import data, options
 
 BUDGETS = (0.2, 0.35, 0.5)  # R, in parts of the number of training examples
 FLAGGED = 1e-3  # an example of less weight is thrown out
@@ -188,20 +188,14 @@ def draw(outcomes: dict[str, list[Outcome]], problem: Problem, title: str, out: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=list(data.TASKS), default="digits")
-    parser.add_argument("--data", metavar="DIR", help=f"folder of mnist/ and fashion/ (default: ${data.FOLDER_VARIABLE})")
+    options.add_task(parser)
     parser.add_argument("--iterations", type=int, default=30, help="steps of the weights (default: 30)")
     parser.add_argument("--seeds", type=int, help="default: 2 on digits, 1 else")
     parser.add_argument("--out", default="hyper_cleaning.png", help="where the picture goes (default: hyper_cleaning.png)")
     arguments = parser.parse_args()
     seeds = arguments.seeds if arguments.seeds is not None else (2 if arguments.task == "digits" else 1)
-    for name, value in (("iterations", arguments.iterations), ("seeds", seeds)):
-        if value < 1:
-            parser.error(f"--{name} is {value}: give at least 1")
-    try:
-        task = data.load(arguments.task, arguments.data)
-    except (ImportError, OSError, ValueError) as error:
-        parser.error(str(error))
+    options.at_least_1(parser, arguments, "iterations", "seeds")
+    task = options.load_task(parser, arguments)
 
     torch.set_num_threads(1)  # threads cost more than they bring with matrices this small
     problems, outcomes = compare(task, seeds, arguments.iterations)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import gdtuo
-from gdtuo.lab import data
+from gdtuo.lab import data, options
 
 CLASSES = torch.arange(10)
 STEPS = 30  # of a training run, on all training images at a time
@@ -180,17 +180,12 @@ def draw(images: Tensor, runs: list[Run], others: dict[str, Run], title: str, ou
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=list(data.TASKS), default="digits")
-    parser.add_argument("--data", metavar="DIR", help=f"folder of mnist/ and fashion/ (default: ${data.FOLDER_VARIABLE})")
+    options.add_task(parser)
     parser.add_argument("--iterations", type=int, default=100, help="how many trainings are differentiated (default: 100)")
     parser.add_argument("--out", default="learned_data.png", help="where the picture goes (default: learned_data.png)")
     arguments = parser.parse_args()
-    if arguments.iterations < 1:
-        parser.error(f"--iterations is {arguments.iterations}: give at least 1")
-    try:
-        task = data.load(arguments.task, arguments.data)
-    except (OSError, ValueError, ImportError) as error:
-        parser.error(str(error))
+    options.at_least_1(parser, arguments, "iterations")
+    task = options.load_task(parser, arguments)
 
     torch.set_num_threads(1)  # threads cost more than they bring with matrices this small
     images, runs = learn(task, arguments.iterations)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import gdtuo
-from gdtuo.lab import data
+from gdtuo.lab import data, options
 
 LAYERS = ("layer 1", "layer 2", "layer 3", "layer 4")
 START = (0.3, 0.1)  # learning rate and scale of each layer before anything is learned
@@ -219,19 +219,13 @@ def draw(runs: dict[str, Run], learned: Hyper, best: tuple[float, float], title:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=list(data.TASKS), default="digits")
-    parser.add_argument("--data", metavar="DIR", help=f"folder of mnist/ and fashion/ (default: ${data.FOLDER_VARIABLE})")
+    options.add_task(parser)
     parser.add_argument("--steps", type=int, default=50, help="of a training run (default: 50)")
     parser.add_argument("--iterations", type=int, default=40, help="how many runs are differentiated (default: 40)")
     parser.add_argument("--out", default="learned_schedule.png", help="where the picture goes (default: learned_schedule.png)")
     arguments = parser.parse_args()
-    for name in ("steps", "iterations"):
-        if getattr(arguments, name) < 1:
-            parser.error(f"--{name} is {getattr(arguments, name)}: give at least 1")
-    try:
-        task = data.load(arguments.task, arguments.data)
-    except (OSError, ValueError, ImportError) as error:
-        parser.error(str(error))
+    options.at_least_1(parser, arguments, "steps", "iterations")
+    task = options.load_task(parser, arguments)
 
     torch.set_num_threads(1)  # threads cost more than they bring with matrices this small
     steps = arguments.steps

@@ -17,7 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 import gdtuo
-from gdtuo.lab import data
+from gdtuo.lab import data, options
 
 STARTS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 BATCH = 64
@@ -134,8 +134,7 @@ def draw(runs: dict[tuple[str, float], list[Run]], every: int, steps: int, tower
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=list(data.TASKS), default="digits")
-    parser.add_argument("--data", metavar="DIR", help=f"folder of mnist/ and fashion/ (default: ${data.FOLDER_VARIABLE})")
+    options.add_task(parser)
     parser.add_argument("--epochs", type=int, help="default: 15 on digits, 1 else")
     parser.add_argument("--seeds", type=int, help="default: 3 on digits, 1 else")
     parser.add_argument("--height", type=int, default=2, help="how many SGDs stand on top of Adam (default: 2)")
@@ -144,13 +143,8 @@ def main() -> None:
     small = arguments.task == "digits"
     epochs = arguments.epochs or (15 if small else 1)
     seeds = arguments.seeds or (3 if small else 1)
-    for name, value in (("epochs", epochs), ("seeds", seeds), ("height", arguments.height)):
-        if value < 1:
-            parser.error(f"--{name} is {value}: give at least 1")
-    try:
-        task = data.load(arguments.task, arguments.data)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
+    options.at_least_1(parser, arguments, "epochs", "seeds", "height")
+    task = options.load_task(parser, arguments)
 
     torch.set_num_threads(1)  # threads cost more than they bring with matrices this small
     optimizers = {"plain": plain, "tower": tower if arguments.height == 2 else tower_of(arguments.height)}

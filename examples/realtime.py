@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 import gdtuo
-from gdtuo.lab import data
+from gdtuo.lab import data, options
 
 START_LR, START_MOMENTUM = 1e-3, 0.0
 EVERY = 10  # training steps between two moves of the numbers
@@ -190,19 +190,13 @@ def draw(outcomes: list[dict[str, tuple[Run, float]]], title: str, out: str) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=list(data.TASKS), default="digits")
-    parser.add_argument("--data", metavar="DIR", help=f"folder of mnist/ and fashion/ (default: ${data.FOLDER_VARIABLE})")
+    options.add_task(parser)
     parser.add_argument("--steps", type=int, default=600, help="of training (default: 600)")
     parser.add_argument("--seeds", type=int, default=3, help="default: 3")
     parser.add_argument("--out", default="realtime.png", help="where the picture goes (default: realtime.png)")
     arguments = parser.parse_args()
-    for name in ("steps", "seeds"):
-        if getattr(arguments, name) < 1:
-            parser.error(f"--{name} is {getattr(arguments, name)}: give at least 1")
-    try:
-        task = data.load(arguments.task, arguments.data)
-    except (ImportError, OSError, ValueError) as error:
-        parser.error(str(error))
+    options.at_least_1(parser, arguments, "steps", "seeds")
+    task = options.load_task(parser, arguments)
 
     torch.set_num_threads(1)  # threads cost more than they bring with matrices this small
     outcomes = [compare(task, arguments.steps, seed) for seed in tqdm(range(arguments.seeds), unit="seed")]

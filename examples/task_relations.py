@@ -27,7 +27,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 import gdtuo
-from gdtuo.lab import data
+from gdtuo.lab import data, options
 
 POSITIONS: dict[str, Callable[[Tensor], Tensor]] = {  # of images [n, side, side]
     "upright": lambda images: images,
@@ -194,19 +194,13 @@ def draw(outcomes: dict[str, list[Outcome]], example: Tensor, title: str, out: s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=list(data.TASKS), default="digits")
-    parser.add_argument("--data", metavar="DIR", help=f"folder of mnist/ and fashion/ (default: ${data.FOLDER_VARIABLE})")
+    options.add_task(parser)
     parser.add_argument("--iterations", type=int, default=25, help="steps of A and rho (default: 25)")
     parser.add_argument("--seeds", type=int, default=3, help="default: 3")
     parser.add_argument("--out", default="task_relations.png", help="where the picture goes (default: task_relations.png)")
     arguments = parser.parse_args()
-    for name in ("iterations", "seeds"):
-        if getattr(arguments, name) < 1:
-            parser.error(f"--{name} is {getattr(arguments, name)}: give at least 1")
-    try:
-        task = data.load(arguments.task, arguments.data)
-    except (ImportError, OSError, ValueError) as error:
-        parser.error(str(error))
+    options.at_least_1(parser, arguments, "iterations", "seeds")
+    task = options.load_task(parser, arguments)
 
     torch.set_num_threads(1)  # threads cost more than they bring with matrices this small
     outcomes = compare(task, arguments.seeds, arguments.iterations)

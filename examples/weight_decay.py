@@ -18,7 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 import gdtuo
-from gdtuo.lab import data
+from gdtuo.lab import data, options
 
 GRID = (0.0, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 EXAMPLES = 200  # to train on, and as many again to validate on
@@ -161,9 +161,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="default: 3")
     parser.add_argument("--out", default="weight_decay.png", help="where the picture goes (default: weight_decay.png)")
     arguments = parser.parse_args()
-    for name in ("epochs", "seeds"):
-        if getattr(arguments, name) < 1:
-            parser.error(f"--{name} is {getattr(arguments, name)}: give at least 1")
+    options.at_least_1(parser, arguments, "epochs", "seeds")
     try:
         task = data.digits()
     except ImportError as error:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import gdtuo
-from gdtuo.lab import data
+from gdtuo.lab import data, options
 
 GRID = (0.0, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # single penalties
 START = 1e-3  # of the learned ones
@@ -164,17 +164,12 @@ def draw(grid: dict[float, Run], best: float, runs: list[Run], more: Run, penalt
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=list(data.TASKS), default="digits")
-    parser.add_argument("--data", metavar="DIR", help=f"folder of mnist/ and fashion/ (default: ${data.FOLDER_VARIABLE})")
+    options.add_task(parser)
     parser.add_argument("--iterations", type=int, default=60, help="how many trainings are differentiated (default: 60)")
     parser.add_argument("--out", default="weight_penalties.png", help="where the picture goes (default: weight_penalties.png)")
     arguments = parser.parse_args()
-    if arguments.iterations < 1:
-        parser.error(f"--iterations is {arguments.iterations}: give at least 1")
-    try:
-        task = data.load(arguments.task, arguments.data)
-    except (OSError, ValueError, ImportError) as error:
-        parser.error(str(error))
+    options.at_least_1(parser, arguments, "iterations")
+    task = options.load_task(parser, arguments)
 
     torch.set_num_threads(1)  # threads cost more than they bring with matrices this small
     parts = split(task)

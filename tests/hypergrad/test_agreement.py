@@ -8,9 +8,9 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import PAIRS
+from problems import ALGORITHMS, F64, Problem, assert_close, leaves_of, unrolled
 
 import gdtuo
-from runs import ALGORITHMS, F64, Problem, assert_close, leaves_of, unrolled
 
 IN_TORCH = {pair.ours: pair.theirs for pair in PAIRS.values()}
 EXACT = {

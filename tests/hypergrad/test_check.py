@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
+from problems import ALGORITHMS, F64, Problem
 
 import gdtuo
-from runs import ALGORITHMS, F64, Problem
 
 PROBLEM = Problem(ALGORITHMS["momentum"])
 

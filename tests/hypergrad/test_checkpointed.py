@@ -8,11 +8,11 @@ from functools import lru_cache
 
 import pytest
 import torch
+from problems import ALGORITHMS, F64, Problem, leaves_of
 
 import gdtuo
 from gdtuo.hypergrad.checkpointed import binomial
 from gdtuo.hypergrad.sweep import Action, sweep
-from runs import ALGORITHMS, F64, Problem, leaves_of
 
 LENGTHS = (1, 2, 3, 7, 10, 100, 101, 1000)
 

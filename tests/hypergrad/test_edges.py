@@ -7,10 +7,10 @@ import random
 import numpy as np
 import pytest
 import torch
+from problems import ALGORITHMS, F64, Problem, assert_close, leaves_of
 from torch import nn
 
 import gdtuo
-from runs import ALGORITHMS, F64, Problem, assert_close, leaves_of
 
 EXACT = [gdtuo.Reverse(), gdtuo.Checkpointed(), gdtuo.Forward(), gdtuo.Reverse(products="forward-over-reverse")]
 EACH = pytest.mark.parametrize("method", EXACT, ids=repr)

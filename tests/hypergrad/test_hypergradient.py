@@ -8,9 +8,9 @@ import re
 
 import pytest
 import torch
+from problems import ALGORITHMS, F64, STEPS, Problem, assert_close, leaves_of, mapped
 
 import gdtuo
-from runs import ALGORITHMS, F64, STEPS, Problem, assert_close, leaves_of, mapped
 
 PROBLEM = Problem(ALGORITHMS["momentum"])
 METHODS = {

@@ -6,9 +6,9 @@ import warnings
 
 import pytest
 import torch
+from problems import F64, assert_close
 
 import gdtuo
-from runs import F64, assert_close
 
 METHODS = {
     "cg": gdtuo.Implicit(),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from problems import F64
 from torch import nn
 
 import gdtuo
-from runs import F64
 
 X = torch.randn(24, 3, generator=torch.Generator().manual_seed(0), dtype=F64)
 Y = torch.randn(24, 2, generator=torch.Generator().manual_seed(1), dtype=F64)

@@ -6,12 +6,12 @@ import weakref
 
 import pytest
 import torch
+from problems import ALGORITHMS, F64, Problem
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import gdtuo
 from gdtuo.hypergrad.plan import PlanRow
-from runs import ALGORITHMS, F64, Problem
 
 
 class Meter(TorchDispatchMode):

@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
+from problems import ALGORITHMS, F64, Problem, assert_close, leaves_of, mapped
 
 import gdtuo
-from runs import ALGORITHMS, F64, Problem, assert_close, leaves_of, mapped
 
 STILL = gdtuo.SGD(lr=0.0)
 PROBLEM = Problem(ALGORITHMS["momentum"])

@@ -6,11 +6,11 @@ import random
 
 import pytest
 import torch
+from problems import ALGORITHMS, F64, Problem, assert_close
 
 import gdtuo
 from gdtuo.hypergrad.dynamics import Dynamics
 from gdtuo.hypergrad.fixed_point import FixedPointRun
-from runs import ALGORITHMS, F64, Problem, assert_close
 
 STEPS = 1000
 
