@@ -22,6 +22,7 @@ from .hypergrad import (
     project_budget,
     project_simplex,
     realtime,
+    train,
 )
 from .level import Learning, Level
 from .optimizers import SGD, AdaGrad, Adam, AdamW, AveragingSGD, RMSProp
@@ -68,4 +69,5 @@ __all__ = [
     "safe_divide",
     "safe_sqrt",
     "tower",
+    "train",
 ]

@@ -14,6 +14,7 @@ from .realtime import Record, realtime
 from .result import Result
 from .reverse import Reverse
 from .reversible import Reversible
+from .train import train
 from .training import Training
 from .truncated import Truncated
 
@@ -40,4 +41,5 @@ __all__ = [
     "project_budget",
     "project_simplex",
     "realtime",
+    "train",
 ]

@@ -246,6 +246,16 @@ def test_zero_gradients(name):
         assert all(leaf.isfinite().all() for leaf in leaves_of(result.hyper))
 
 
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_train_is_the_run_alone(name):
+    problem = Problem(ALGORITHMS[name])
+    training, outer, params, hyper = arguments(problem)
+    calls: list[tuple[int, int]] = []
+    final = gdtuo.train(training, params, hyper, lambda *call: calls.append(call))
+    assert_close(final, gdtuo.hypergradient(training, outer, params, hyper).final, 1e-13)
+    assert calls == [(t + 1, STEPS) for t in range(STEPS)]
+
+
 def test_no_hyperparameters():
     """Then the initial weights' gradient is what there is to know."""
     training, outer, params, _ = arguments()
