@@ -106,7 +106,7 @@ def plan(training: Training, params: Tree, hyper: Tree, *, memory: int | None = 
         >>> import torch, gdtuo
         >>> training = gdtuo.Training(lambda p, h, batch: (p["w"] ** 2).sum(), gdtuo.SGD(lr=0.1, momentum=0.9), steps=1000)
         >>> hyper = {"optimizer": {"lr": torch.full((1000,), 0.1)}}
-        >>> gdtuo.plan(training, {"w": torch.ones(10**6)}, hyper, memory=10**8).best
+        >>> gdtuo.plan(training, {"w": torch.ones(10**6)}, hyper, memory=120 * 10**6).best
         Reversible()
     """
     dynamics = Dynamics(training, params, hyper)
@@ -154,7 +154,8 @@ def forecast(dynamics: Dynamics, method: Method, pull: int, graph: int) -> PlanR
             return PlanRow(method, 0, 0, 0, False, f"cannot: torch.func fails with {type(error).__name__}")
     elif isinstance(method, Reversible):  # the state in floating point; or, while the graph waits, the way to it
         largest = max(weight.numel() for weight in dynamics.weights)
-        step = max(state + pull, graph + state + bytes_to_undo(largest))
+        ended = 2 * sum(weight.numel() * weight.element_size() for weight in dynamics.weights)  # they, and the outer slopes
+        step = ended + max(state + pull, graph + state + 8 * largest + bytes_to_undo(largest))
     kept = cost.states * state + leaf_bytes(dynamics)
     inexact = {Truncated: "inexact: the last steps only", Implicit: "exact at a minimum only; at most so many products"}
     note = inexact.get(type(method), "")

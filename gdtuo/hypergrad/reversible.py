@@ -74,6 +74,7 @@ class Reversible(Method):
         final = state[: len(dynamics.weights)]
         slopes = outer.slopes(dynamics, final)
         into, arrived = slopes.direct(), slopes.adjoints(state)
+        del state  # the buffers' part of it is not needed any more
         for t in reversed(range(dynamics.steps)):
             run.undo_weights(t)
             gradient = dynamics.linearize(run.weights(), t)
