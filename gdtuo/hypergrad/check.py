@@ -205,8 +205,6 @@ def outer_value(
     run = copy.copy(dynamics)
     run.weights = dynamics.weights if weights is None else weights
     run.leaves = dynamics.leaves if leaves is None else leaves
-    state = run.start()
-    for t in range(run.steps):
-        state = run.advance(state, t)
+    state = run.run()
     with torch.no_grad():
         return float(outer.value(run, state[: len(run.weights)], run.leaves)[loss])

@@ -60,7 +60,7 @@ class ReverseOverReverse(Linearization):
 
 
 class ForwardOverReverse(Linearization):
-    """Pushes the vector forward through the gradient's own computation: less memory in deep or recurrent losses."""
+    """Pushes the vector forward through the gradient's own computation: less memory in recurrent losses."""
 
     def __init__(self, loss: Loss, weights: Sequence[Tensor], leaves: Sequence[Tensor]) -> None:
         self._loss, self._weights, self._leaves = loss, weights, leaves

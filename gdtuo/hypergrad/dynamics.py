@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -233,6 +233,14 @@ class Dynamics:
     def advance(self, state: RunState, t: int) -> RunState:
         """Φ_t(state)."""
         return self.after(state, self.gradient(state[: len(self.weights)], t), t)
+
+    def run(self, tick: Callable[[], object] = lambda: None) -> RunState:
+        """s_T, with a call after each step."""
+        state = self.start()
+        for t in range(self.steps):
+            state = self.advance(state, t)
+            tick()
+        return state
 
     def linearize(self, weights: Sequence[Tensor], t: int) -> Linearization:
         """The inner gradient of a step, with its products."""

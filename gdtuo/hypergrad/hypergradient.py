@@ -70,7 +70,11 @@ def hypergradient(
     check_method(method)
     single = isinstance(training, Training)
     runs = _runs(training, outer_loss, params, hyper, method)
-    total, cost, parts = sum(method.forecast(dynamics, outer.count).gradients for dynamics, outer in runs), Cost(), []
+    # A forecast raises where the method does not fit the run.
+    total = sum(method.forecast(dynamics, outer.count).gradients for dynamics, outer in runs)
+    for dynamics, outer in runs:
+        outer.try_out(dynamics)
+    cost, parts = Cost(), []
     for dynamics, outer in runs:
         meter = Meter(progress, dynamics, cost.gradients, total)
         derivative = method.differentiate(dynamics, outer, meter)
@@ -113,9 +117,6 @@ def _runs(
         runs.append((dynamics, Outer(loss, dynamics.leaf_paths)))
     if len({outer.keys and frozenset(outer.keys) for _, outer in runs}) > 1:
         raise ValueError("hypergradient got a function as one run's outer loss and a dict as another's. Give all of one kind.")
-    for dynamics, outer in runs:
-        method.forecast(dynamics, outer.count)  # which raises where the method does not fit
-        outer.try_out(dynamics)
     return runs
 
 

@@ -88,10 +88,7 @@ class Implicit(Method):
 
     def differentiate(self, dynamics: Dynamics, outer: Outer, meter: Meter) -> Derivative:
         self._check_decay(dynamics)
-        state = dynamics.start()
-        for t in range(dynamics.steps):
-            state = dynamics.advance(state, t)
-            meter.tick()
+        state = dynamics.run(meter.tick)
         end = dynamics if self.batch is None else dynamics.on_batch(self.batch)
         weights = state[: len(dynamics.weights)]
         slopes = outer.slopes(dynamics, weights)

@@ -34,9 +34,5 @@ def train(training: Training, params: Tree, hyper: Tree, progress: Progress | No
         {'w': tensor([0.2500])}
     """
     dynamics = Dynamics(training, params, hyper)
-    meter = Meter(progress, dynamics, 0, dynamics.steps)
-    state = dynamics.start()
-    for t in range(dynamics.steps):
-        state = dynamics.advance(state, t)
-        meter.tick()
+    state = dynamics.run(Meter(progress, dynamics, 0, dynamics.steps).tick)
     return dynamics.params(state[: len(dynamics.weights)])

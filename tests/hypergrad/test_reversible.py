@@ -208,7 +208,10 @@ def test_dropout_is_reproduced():
     def noisy(params, hyper, batch):
         return quartic({"w": torch.nn.functional.dropout(params["w"], 0.5)}, hyper, batch)
 
-    differentiate(gdtuo.SGD(lr=0.01, momentum=0.9), noisy)  # it comes back
+    result = differentiate(gdtuo.SGD(lr=0.01, momentum=0.9), noisy)
+    training = gdtuo.Training(noisy, gdtuo.SGD(lr=0.01, momentum=0.9), batches=lambda t: t, steps=30)
+    expected = gdtuo.hypergradient(training, lambda p, h: p["w"].sum(), start(), {"a": torch.ones(10, dtype=F64)})
+    assert_close(result.hyper, expected.hyper, 1e-11)
 
 
 @pytest.mark.parametrize("fraction", [0, 63, 1.5, True])
