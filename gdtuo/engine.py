@@ -53,6 +53,7 @@ class Engine:
         self._consumed: list[Any] = []  # which gradients the last step used
         self.ladder: Ladder | None = None
         self._workspace = Workspace()
+        self._buckets: list[Bucket] = []
         keys = [key for blueprint in blueprints for key in blueprint.numbers()]
         keys += [name for name in (*self._bottom.switches(), "fused") if name in groups[0]]
         self._look = itemgetter(*keys, keys[0])  # of all that users may write in a group
@@ -66,6 +67,7 @@ class Engine:
             self._build()
 
     def _build(self) -> None:
+        self.write_state()
         self._seen: list[Any] = []
         self._structure = self._read_structure()
         per, groups = self._bottom.options.per, self._groups
@@ -78,7 +80,7 @@ class Engine:
         self._waiting: list[Tensor] = []  # frozen: given a place when they first have a gradient
         self._buckets = self._build_buckets(sizes)
         # the number of the current update; parameters that were updated together share it
-        self._tick = max((state.get("pending", 0) for bucket in self._buckets for state in bucket.states), default=0)
+        self._tick = max((int(bucket.pending.max()) for bucket in self._buckets), default=0)
         stepped = [False] * len(groups)
         for bucket in self._buckets:
             for g, step in zip(bucket.groups, bucket.steps.tolist(), strict=True):
@@ -198,6 +200,11 @@ class Engine:
         """The state of a torch optimizer on top, under the keys that a group saves it with."""
         top = self.ladder.top if self.ladder else None
         return {self._top_prefix + name: value for name, value in top.state(g).items()} if top else {}
+
+    def write_state(self) -> None:
+        """Bring what groups and state hold beside tensors up to date."""
+        for bucket in self._buckets:
+            bucket.write_state()
 
     # ---------------------------------------------------------------- reading what users wrote
 
@@ -324,7 +331,7 @@ class Engine:
     @staticmethod
     def _marks(runs: Runs) -> list[Any]:
         """Which gradients stand in the runs, without keeping them alive: each run's first, and its version."""
-        gradients = [run.params[0].grad for _, run in runs]
+        gradients = [bucket.owners[run.first].grad for bucket, run in runs]
         return [(weakref.ref(gradient), gradient._version) for gradient in gradients if gradient is not None]
 
 

@@ -163,9 +163,7 @@ class LargeBucket(SegmentedBucket):
         if name not in ("weights", "gradient"):
             return self.arrays[name][piece.start : piece.stop]
         if self._stands(piece):
-            p = self.params[piece.first]
-            tensor = p if name == "weights" else p.grad
-            assert tensor is not None
+            tensor = self.params[piece.first] if name == "weights" else self.gradients(piece.first, piece.last)[0]
             return tensor.detach().reshape(-1)
         return piece.flat[name] if piece.length <= self._block and not piece.direct else self._gather(name, piece)
 
@@ -174,8 +172,8 @@ class LargeBucket(SegmentedBucket):
         return piece.direct and self.params[piece.first].is_contiguous()
 
     def _gather(self, name: str, piece: Piece) -> Tensor:
-        flat, params = self._gathered(name, piece), self.params[piece.first : piece.last]
-        sources = params if name == "weights" else [p.grad for p in params if p.grad is not None]
+        flat, (first, last) = self._gathered(name, piece), (piece.first, piece.last)
+        sources = self.params[first:last] if name == "weights" else self.gradients(first, last)
         torch._foreach_copy_(piece.shaped[name], sources)
         return flat
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .recipes import Recipe
+from .sharding import as_part_of, is_distributed, local, local_gradient
 from .tape import Array
 
 __all__ = ["Bucket", "Place", "Run", "numel", "unflatten"]
@@ -57,7 +58,7 @@ class Run:
     last: int
     step: int  # updates that they have had
     pending: int  # the number of the update that waits to be pulled back; 0 if none does
-    params: list[Tensor]
+    params: list[Tensor]  # this rank's parts of them
     groups: list[int]  # the parameter group of each
 
 
@@ -69,7 +70,7 @@ class Bucket(ABC):
         names: all hyperparameters of the rule, the columns of `values`.
         learned: those that the level above learns at all, the columns of what is pulled back.
         per: granularity of what is learned.
-        params, places: the parameters and where they belong.
+        owners, places: the optimizer's parameters and where they belong.
         last: [all parameters, A + H + 1] of each one's last update: the A values that it used, H slopes with respect to
             the shifts, |Δ|². Written here, kept by the tower. None if nothing stands above.
         states: the optimizer's state; entries that are there already are taken over.
@@ -81,17 +82,19 @@ class Bucket(ABC):
         names: Sequence[str],
         learned: Sequence[str],
         per: str,
-        params: list[Tensor],
+        owners: list[Tensor],
         places: Sequence[Place],
         last: Array | None,
         states: Mapping[Tensor, dict[str, Any]],
     ) -> None:
         self.recipe, self.names, self.learned, self.per = recipe, tuple(names), tuple(learned), per
-        self.params, self.places, self.last = params, list(places), last
+        self.owners, self.places, self.last = owners, list(places), last
+        self.distributed = any(is_distributed(p) for p in owners)
+        self.params = [local(p) for p in owners] if self.distributed else owners
         self.groups = [place.group for place in places]
-        self.offsets = [0, *accumulate(numel(p) for p in params)]
-        self.states = [states[p] for p in params]
-        self.device = params[0].device
+        self.offsets = [0, *accumulate(numel(p) for p in self.params)]
+        self._states = states
+        self.device = owners[0].device
         self._allocate()
         self._present: list[bool] = []
         self._runs: list[Run] | None = None
@@ -112,6 +115,9 @@ class Bucket(ABC):
         self.steps = torch.zeros(len(self.params), dtype=torch.float32, device="cpu")
         self._counts = self.steps.numpy()  # the same memory
         self._step_views = list(self.steps.unbind(0))
+        #: the number of the update of each parameter that waits to be pulled back; 0 if none does
+        self.pending = torch.zeros(len(self.params), dtype=torch.int64, device="cpu")
+        self._pending = self.pending.numpy()
         for i in range(len(self.params)):
             self._adopt(i)
 
@@ -132,18 +138,28 @@ class Bucket(ABC):
 
     def _adopt(self, i: int) -> None:
         """Take over what a parameter's state holds, and put views of the bucket's arrays in its place."""
-        state = self.states[i]
+        state = self._states[self.owners[i]]
         # torch's SGD keeps no count: a momentum buffer says that there has been a first step
         self.steps[i] = float(state.get("step", isinstance(state.get("momentum_buffer"), Tensor)))
-        state["step"] = self.steps[i]
         for name in [name for name in state if name.startswith(("trace_", "last_")) and name not in self.arrays]:
             del state[name]
         for name, view in self._views(i).items():
             if isinstance(state.get(name), Tensor):
-                view.copy_(state[name])
-            state[name] = view
-        if self.recipe.own:
-            state.setdefault("pending", 0)
+                view.copy_(local(state[name]))
+        self._pending[i] = state.get("pending", 0) if self.recipe.own else 0
+        state.update(self._entries(i))
+
+    def _entries(self, i: int) -> dict[str, Any]:
+        """What the state of a parameter holds."""
+        owner = self.owners[i]
+        entries: dict[str, Any] = {"step": self._step_views[i]}
+        entries |= {name: as_part_of(owner, view) for name, view in self._views(i).items()}
+        return entries | ({"pending": int(self._pending[i])} if self.recipe.own else {})
+
+    def write_state(self) -> None:
+        """Bring the optimizer's state up to date: plain numbers, and entries that somebody has put elsewhere."""
+        for i, p in enumerate(self.owners):
+            self._states[p].update(self._entries(i))
 
     # ---------------------------------------------------------------- histories
 
@@ -153,22 +169,35 @@ class Bucket(ABC):
         Raises:
             RuntimeError: if a gradient is sparse.
         """
-        gradients = [p.grad for p in self.params]
-        for p, gradient in zip(self.params, gradients, strict=True):
+        gradients = [p.grad for p in self.owners]
+        for p, gradient in zip(self.owners, gradients, strict=True):
             if gradient is not None and gradient.layout != torch.strided:
                 raise RuntimeError(
                     f"A parameter of shape {tuple(p.shape)} has a sparse gradient. Use sparse=False in the embedding, or "
                     "torch.optim.SparseAdam for that parameter."
                 )
+        if self.distributed:
+            self._locate()
         present = [gradient is not None for gradient in gradients]
         if self._runs is None or present != self._present:
             self._present, self._runs = present, self._cut(present)
         return self._runs
 
+    def _locate(self) -> None:
+        """Look up this rank's parts anew: who shards a model may move them."""
+        parts = [local(p) for p in self.owners]
+        if any(a.data_ptr() != b.data_ptr() for a, b in zip(parts, self.params, strict=True)):
+            self.params[:], self._runs = parts, None
+
+    def gradients(self, first: int, last: int) -> list[Tensor]:
+        """This rank's parts of the gradients of parameters first to last, all of which have one."""
+        if self.distributed:
+            return [local_gradient(p) for p in self.owners[first:last]]
+        return [p.grad for p in self.owners[first:last] if p.grad is not None]
+
     def _cut(self, present: Sequence[bool]) -> list[Run]:
         # parameters that were last updated together share a tick, and with it the hyperparameters of that update
-        pending = [state.get("pending", 0) for state in self.states]
-        keys = zip(present, self.steps.tolist(), pending, self._strides(), strict=True)
+        keys = zip(present, self._counts.tolist(), self._pending.tolist(), self._strides(), strict=True)
         runs, first = [], 0
         for (here, step, tick, _), same in groupby(keys):
             last = first + len(list(same))
@@ -198,8 +227,7 @@ class Bucket(ABC):
     def _set_pending(self, run: Run, tick: int) -> None:
         if self.recipe.own:
             run.pending = tick
-            for state in self.states[run.first : run.last]:
-                state["pending"] = tick
+            self._pending[run.first : run.last] = tick
 
     def pulled(self, run: Run) -> None:
         """Note that the last update of a run has been pulled back."""
@@ -209,8 +237,7 @@ class Bucket(ABC):
         """Drop what was kept of earlier updates."""
         for name in self.arrays.keys() - set(self.state_names):
             self.arrays[name].zero_()
-        for state in self.states:
-            state["pending"] = 0
+        self._pending[:] = 0
         self._runs = None
 
     # ---------------------------------------------------------------- arithmetic

@@ -368,7 +368,7 @@ class Level(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's, every level included; a snapshot: it does not change when the optimizer steps on."""
-        self._bound()
+        self._bound().write_state()
         result = super().state_dict()
         states = {key: _snapshot(state) for key, state in result["state"].items()}
         return {**result, "state": states, "param_groups": self._saved_groups(result["param_groups"])}
@@ -382,6 +382,7 @@ class Level(torch.optim.Optimizer):
         if self._engine is None:
             return kept
         # snapshots, not the views of the engine's arrays: a pickled view takes its whole base along
+        self._engine.write_state()
         kept |= super().__getstate__()
         kept["state"] = {p: _snapshot(entries) for p, entries in self.state.items()}
         return kept | {"param_groups": self._saved_groups(self.param_groups), "_learned": self._learned}

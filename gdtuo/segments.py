@@ -237,7 +237,7 @@ class SegmentedBucket(Bucket):
         if not wide or type(self.recipe.rule).native is Rule.native or not segments.single or not isinstance(rows, np.ndarray):
             return False
         params = run.params
-        gradients = [p.grad for p in params if p.grad is not None]
+        gradients = self.gradients(run.first, run.last)
         if not all(
             p.is_contiguous() and g.is_contiguous() and not p.is_complex() for p, g in zip(params, gradients, strict=True)
         ):
@@ -248,8 +248,8 @@ class SegmentedBucket(Bucket):
         if key not in self._listed:
             if len(self._listed) >= 64:
                 self._listed.clear()
-            states = self.states[run.first : run.last]
-            self._listed[key] = {name: [state[name] for state in states] for name in self.arrays}
+            views = [self._views(i) for i in range(run.first, run.last)]
+            self._listed[key] = {name: [each[name] for each in views] for name in self.arrays}
         arrays = self._listed[key]
         if learn and "last_weights" in arrays:
             torch._foreach_copy_(arrays["last_weights"], params)

@@ -104,9 +104,8 @@ class SmallBucket(SegmentedBucket):
         return plan
 
     def _gather(self, name: str, run: Run) -> None:
-        params = run.params
         flat = self._memory_of(name, run, self.recipe.dtype)
-        sources = params if name == "weights" else [p.grad for p in params if p.grad is not None]
+        sources = run.params if name == "weights" else self.gradients(run.first, run.last)
         torch._foreach_copy_(self._shapes(name, flat, run), sources)
 
     def _gather_gradient(self, run: Run) -> None:

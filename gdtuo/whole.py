@@ -46,8 +46,7 @@ class WholeBucket(Bucket):
     def pull(self, run: Run, table: Array, products: Tensor | None) -> None:
         assert self.last is not None
         recipe, place, count = self.recipe, self.places[0], len(self.learned)
-        gradient = run.params[0].grad
-        assert gradient is not None
+        (gradient,) = self.gradients(0, 1)
         if recipe.traced:
             tangents = {name: self.arrays[f"trace_{name}"] for name in recipe.own}
             moved = self.last[place.index][-1]
@@ -70,8 +69,7 @@ class WholeBucket(Bucket):
 
     def update(self, run: Run, values: Array, tick: int) -> None:
         recipe, state, step = self.recipe, self._state(), run.step + 1
-        weights, gradient = self.params[0].detach(), run.params[0].grad
-        assert gradient is not None
+        weights, (gradient,) = self.params[0].detach(), self.gradients(0, 1)
         hyper, slopes = self._hyper(values[self._row()])
         arguments = (weights.clone(), gradient.detach(), state, hyper, step)
         tangents: list[Tensor] = []

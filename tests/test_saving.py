@@ -390,7 +390,8 @@ def test_an_empty_group(shape):
     optimizer.add_param_group({"params": []})
     train(model, optimizer, AFTER)
     train(twin, other, AFTER)
-    assert not differences(dict(twin.named_parameters()), dict(model.named_parameters()))
+    for a, b in zip(twin.parameters(), model.parameters(), strict=True):  # the arrays were laid out anew: other vector loops
+        torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-15)
     assert all(torch.isfinite(torch.tensor(list(optimizer.hyperparameters().values()))))
     optimizer.load_state_dict(optimizer.state_dict())
     train(model, optimizer, range(22, 24))
