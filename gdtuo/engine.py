@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .blocks import Workspace
 from .blueprint import Blueprint
+from .collective import Collective
 from .hyperparameters import written
 from .ladder import Ladder, Plan
 from .large import LargeBucket
@@ -20,6 +21,7 @@ from .layout import Bucket, Place, Run, numel
 from .recipes import Recipe
 from .recording import UnrecordableError
 from .rules import Number
+from .sharding import Ranks, is_distributed, ranks_of
 from .small import SmallBucket
 from .tape import Array, on_host, quiet
 from .whole import WholeBucket
@@ -54,6 +56,7 @@ class Engine:
         self.ladder: Ladder | None = None
         self._workspace = Workspace()
         self._buckets: list[Bucket] = []
+        self._marked: list[tuple[str, Tensor]] = []  # an entry of each group by which one sees that it is still ours
         keys = [key for blueprint in blueprints for key in blueprint.numbers()]
         keys += [name for name in (*self._bottom.switches(), "fused") if name in groups[0]]
         self._look = itemgetter(*keys, keys[0])  # of all that users may write in a group
@@ -68,17 +71,19 @@ class Engine:
 
     def _build(self) -> None:
         self.write_state()
+        self._top_shown = False
         self._seen: list[Any] = []
         self._structure = self._read_structure()
         per, groups = self._bottom.options.per, self._groups
         if self.ladder is not None and self.ladder.top is not None:
-            for g in range(len(self.ladder.top.leaves)):
-                groups[g].update(self.top_state(g))
+            for g in range(len(self.ladder.top.leaves)):  # what stands there already is ours, or was put there to be loaded
+                groups[g].update({**self.top_state(g), **groups[g]})
         sizes = [[{"group": 0, "tensor": 1, "element": numel(p)}[per] for p in group["params"]] for group in groups]
         self._blocks = [1 if per == "group" else sum(size) for size in sizes]
         self.ladder = self._build_ladder() if self._learned else None
         self._waiting: list[Tensor] = []  # frozen: given a place when they first have a gradient
         self._buckets = self._build_buckets(sizes)
+        self._tables, self._collective = self._build_tables()
         # the number of the current update; parameters that were updated together share it
         self._tick = max((int(bucket.pending.max()) for bucket in self._buckets), default=0)
         stepped = [False] * len(groups)
@@ -91,7 +96,7 @@ class Engine:
             self.ladder.set_noise(eps)
 
     def _build_ladder(self) -> Ladder:
-        device = next((p.device for group in self._groups for p in group["params"]), torch.device("cpu"))
+        device = self._device()
         dtype = torch.float32 if device.type == "mps" else torch.float64
         plans = []
         for k, blueprint in enumerate(self._blueprints):
@@ -106,8 +111,11 @@ class Engine:
         for g, group in enumerate(self._groups):
             for name, view in ladder.store.views(g).items():
                 old = group.get(name)
-                if isinstance(old, Tensor) and old.shape == view.shape:
-                    view.copy_(old)
+                if isinstance(old, Tensor) and old.shape[1:] == view.shape[1:] and len(old):
+                    if len(old) == len(view):
+                        view.copy_(old)
+                    elif name == "L0/last":  # of the parameters that another rank had: updated together they all say the same
+                        view.copy_(old[-1:])
                 group[name] = view
             if ladder.top is not None:
                 prefix = self._top_prefix
@@ -115,30 +123,43 @@ class Engine:
             ladder.skipped[g] = int(group.get("skipped", 0))
             group["skipped"] = ladder.skipped[g]
         self._last: Array = _numbers(ladder.store["L0/last"])
+        self._marked = [("L0/shift", group["L0/shift"]) for group in self._groups]
         self._values: Array = _numbers(ladder.values)
-        self._table: Array = _numbers(ladder.table)
         self._slope: Array = _numbers(ladder.store["L0/slope"])
         return ladder
+
+    def _device(self) -> torch.device:
+        """Where the numbers of the tower live: with the weights."""
+        for group in self._groups:
+            for p in group["params"]:
+                return p.device
+        if self._bottom.options.sharded and torch.accelerator.is_available():  # other ranks have parameters, and send theirs
+            return torch.accelerator.current_accelerator() or torch.device("cpu")
+        return torch.device("cpu")
 
     def _build_buckets(self, sizes: Sequence[Sequence[int]]) -> list[Bucket]:
         alike: dict[Any, list[tuple[Tensor, Place]]] = {}
         index = row = 0
         for g, group in enumerate(self._groups):
+            sharded = self._bottom.options.sharded
             recipe_of = {dtype: self._recipe(group, dtype) for dtype in {_real(p) for p in group["params"]}}
             fused = bool(group.get("fused"))
             for p, size in zip(group["params"], sizes[g], strict=True):
                 if p.requires_grad or p.grad is not None or p in self._state:
                     recipe = recipe_of[_real(p)]
                     own = index if not _recordable(recipe) else None
-                    alike.setdefault((recipe, p.device, fused, own), []).append((p, Place(g, index, row)))
+                    ranks = ranks_of(p, sharded)
+                    self._check_cut(p, ranks, recipe)
+                    alike.setdefault((recipe, p.device, fused, own, ranks), []).append((p, Place(g, index, row)))
                 else:
                     self._waiting.append(p)
                 index, row = index + 1, row + size
             row += self._bottom.options.per == "group"
         buckets: list[Bucket] = []
-        for (recipe, _, fused, own), members in alike.items():
+        for (recipe, _, fused, own, ranks), members in alike.items():
             arguments = (
                 recipe,
+                ranks,
                 self._bottom.schema.names,
                 self._learned[0] if self._learned else (),
                 self._bottom.options.per,
@@ -154,6 +175,39 @@ class Engine:
             else:
                 buckets.append(WholeBucket(*arguments))
         return buckets
+
+    def _check_cut(self, p: Tensor, ranks: Ranks, recipe: Recipe) -> None:
+        """Raise ValueError if a parameter that is cut among ranks cannot be worked on in parts."""
+        if not ranks:
+            return
+        title, per = self._bottom.schema.title, self._bottom.options.per
+        if per == "element" and self._learned:
+            raise ValueError(
+                f"{title} got per='element' for parameters that are cut among ranks: each rank would have other hyperparameters. "
+                "Use per='tensor', or train without sharding."
+            )
+        if is_distributed(p) and not recipe.rule.elementwise:
+            raise ValueError(
+                f"{title} got a parameter of shape {tuple(p.shape)} of which each rank has a part, and its rule looks at whole "
+                "tensors. Use ZeroRedundancyOptimizer, which keeps tensors whole, or an elementwise optimizer, as gdtuo.AdamW."
+            )
+        if per == "tensor" and self._learned and not is_distributed(p):
+            raise ValueError(
+                f"{title} got per='tensor' with sharded=: from plain tensors it cannot tell whether ranks hold parts of the same "
+                "tensors or different ones. Use per='group', or fully_shard, whose parameters say so themselves."
+            )
+
+    def _build_tables(self) -> tuple[dict[Ranks, Array], Collective | None]:
+        """Where buckets add their sums, by how their parameters are cut, and what adds these up over ranks."""
+        if self.ladder is None:
+            return {}, None
+        kinds = [bucket.ranks for bucket in self._buckets]
+        if self._bottom.options.sharded:
+            kinds += [ranks_of(torch.empty(0), self._bottom.options.sharded)]  # also where this rank has no parameters
+        if not any(kinds):
+            return {(): _numbers(self.ladder.table)}, None
+        collective = Collective(kinds, self.ladder.table, len(self._groups))
+        return {kind: _numbers(table) for kind, table in collective.tables.items()}, collective
 
     def _recipe(self, group: Mapping[str, Any], dtype: torch.dtype) -> Recipe:
         options, rule, present = self._bottom.options, self._bottom.rule(group), self._present(0, [group])
@@ -211,10 +265,10 @@ class Engine:
     def read(self) -> None:
         """Take over what users and schedulers have written into the groups."""
         seen = [self._look(group) for group in self._groups]
-        thawed = bool(self._waiting) and any(p.grad is not None for p in self._waiting)
-        if not thawed and seen == self._seen:
+        changed = (bool(self._waiting) and any(p.grad is not None for p in self._waiting)) or self._replaced()
+        if not changed and seen == self._seen:
             return
-        if thawed or self._read_structure() != self._structure:
+        if changed or self._read_structure() != self._structure:
             self.build()
         numbers = [[blueprint.read(group) for group in self._groups] for blueprint in self._blueprints]
         tensors = any(isinstance(number, Tensor) for level in numbers for group in level for number in group)
@@ -229,9 +283,15 @@ class Engine:
         with quiet():
             self.ladder.write(columns)
 
+    def _replaced(self) -> bool:
+        """Whether somebody has put numbers or a state of their own in the place of ours: they are taken over."""
+        return any(group.get(name) is not view for group, (name, view) in zip(self._groups, self._marked, strict=False)) or any(
+            bucket.replaced for bucket in self._buckets
+        )
+
     def _plain_values(self, numbers: Sequence[Sequence[Number]]) -> Tensor:
         """[G, A] values where nothing is learned."""
-        device = next((p.device for group in self._groups for p in group["params"]), torch.device("cpu"))
+        device = self._device()
         like = torch.empty(0, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
         rows = written(numbers, like)
         return rows.repeat_interleave(torch.tensor(self._blocks, device=device), dim=0)
@@ -254,17 +314,24 @@ class Engine:
         for bucket in self._buckets:
             bucket.forget()
 
-    def pull(self, runs: Runs) -> list[bool]:
-        """Pull the last updates of all runs that wait for it back, into the ladder's table; returns which groups had any."""
+    def pull(self, runs: Runs, first: bool = False) -> Sequence[bool] | Tensor:
+        """Pull the last updates of all runs that wait for it back, into the ladder's table.
+
+        Returns:
+            which groups take part: those that had any, and, if `first`, those that have never been updated.
+        """
         assert self.ladder is not None
-        self._table[:] = 0.0
+        if self._collective is not None:
+            self._collective.clear()
+        else:
+            self._tables[()][:] = 0.0
         active = [False] * len(self._groups)
         for bucket, run in runs:
             if run.pending:
-                bucket.pull(run, self._table, self.ladder.products)
-                for g in run.groups:
-                    active[g] = True
-        return active
+                bucket.pull(run, self._tables[bucket.ranks], self.ladder.products)
+            for g in run.groups:
+                active[g] = active[g] or run.pending != 0 or (first and not self._stepped[g])
+        return active if self._collective is None else self._collective.add_up(active)
 
     def learn(self, runs: Runs, first: bool) -> None:
         """Pull back, and let the levels above step.
@@ -280,16 +347,20 @@ class Engine:
 
     def _learn(self, runs: Runs, first: bool) -> None:
         assert self.ladder is not None
-        active = self.pull(runs)
-        if first and not all(self._stepped):
-            for _, run in runs:
-                for g in run.groups:
-                    active[g] = active[g] or not self._stepped[g]
-        if any(active):
+        active = self.pull(runs, first)
+        if isinstance(active, Tensor) or any(active):
             self.ladder.step(active)
+            self._show_top()
         for bucket, run in runs:
             if run.pending:
                 bucket.pulled(run)
+
+    def _show_top(self) -> None:
+        """Put the state of a torch optimizer on top, which it makes at its first step, into the groups: tools save these."""
+        if self.ladder is not None and self.ladder.top is not None and not self._top_shown:
+            for g, group in enumerate(self._groups):
+                group.update(self.top_state(g))
+                self._top_shown = self._top_shown or bool(self.top_state(g))
 
     def update(self, runs: Runs) -> None:
         """Move the weights by one update with the effective hyperparameters."""
@@ -324,7 +395,7 @@ class Engine:
             active = self.pull(runs)
         gradient = self.ladder.gradient()
         fresh = self.ladder.reports(self.ladder.pull(gradient))
-        mask = torch.tensor(active, device=gradient.device)
+        mask = torch.as_tensor(active, device=gradient.device)
         rows = [mask[rows].unsqueeze(1) for rows in self.ladder.row_group]
         return [torch.where(rows[k], new, old) for k, (new, old) in enumerate(zip(fresh, shown, strict=True))]
 

@@ -227,7 +227,7 @@ class Ladder:
             )
         return reports
 
-    def step(self, active: Sequence[bool]) -> None:
+    def step(self, active: Sequence[bool] | Tensor) -> None:
         """Every level above the weights steps once, top down, with what `table` and `products` hold.
 
         A group whose numbers do not stay finite keeps what it had; `skipped` counts it.
@@ -235,7 +235,10 @@ class Ladder:
         Args:
             active: which groups take part.
         """
-        if active != self._active:
+        if isinstance(active, Tensor):  # known on the device alone
+            self._active = [True] * self.groups
+            self.active.copy_(active)
+        elif active != self._active:
             self._active = list(active)
             self.active.copy_(torch.tensor(self._active, device="cpu"))
         self._play(Ladder._stepped)

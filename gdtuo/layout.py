@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .recipes import Recipe
-from .sharding import as_part_of, is_distributed, local, local_gradient
+from .sharding import Ranks, as_part_of, is_distributed, local, local_gradient
 from .tape import Array
 
 __all__ = ["Bucket", "Place", "Run", "numel", "unflatten"]
@@ -67,6 +67,7 @@ class Bucket(ABC):
 
     Args:
         recipe: what an update is, and what is remembered of it.
+        ranks: groups of ranks among which the parameters are cut.
         names: all hyperparameters of the rule, the columns of `values`.
         learned: those that the level above learns at all, the columns of what is pulled back.
         per: granularity of what is learned.
@@ -79,6 +80,7 @@ class Bucket(ABC):
     def __init__(
         self,
         recipe: Recipe,
+        ranks: Ranks,
         names: Sequence[str],
         learned: Sequence[str],
         per: str,
@@ -87,6 +89,7 @@ class Bucket(ABC):
         last: Array | None,
         states: Mapping[Tensor, dict[str, Any]],
     ) -> None:
+        self.ranks = ranks
         self.recipe, self.names, self.learned, self.per = recipe, tuple(names), tuple(learned), per
         self.owners, self.places, self.last = owners, list(places), last
         self.distributed = any(is_distributed(p) for p in owners)
@@ -157,9 +160,16 @@ class Bucket(ABC):
         return entries | ({"pending": int(self._pending[i])} if self.recipe.own else {})
 
     def write_state(self) -> None:
-        """Bring the optimizer's state up to date: plain numbers, and entries that somebody has put elsewhere."""
-        for i, p in enumerate(self.owners):
-            self._states[p].update(self._entries(i))
+        """Bring the plain numbers in the optimizer's state up to date."""
+        for p, step, pending in zip(self.owners, self._step_views, self._pending.tolist(), strict=True):
+            if self.recipe.own and self._states[p].get("step") is step:
+                self._states[p]["pending"] = pending
+
+    @property
+    def replaced(self) -> bool:
+        """Whether somebody has put a state of their own in the place of a parameter's, as tools do that load one."""
+        states = self._states
+        return any(states[p].get("step") is not step for p, step in zip(self.owners, self._step_views, strict=True))
 
     # ---------------------------------------------------------------- histories
 

@@ -414,8 +414,12 @@ class Level(torch.optim.Optimizer):
                     "it into the optimizer that it was saved from."
                 )
             theirs, ours = (
-                {key: value.shape for key, value in d.items() if TOWER_KEY.match(key) and isinstance(value, Tensor)}
-                for d in ({key: value for key, value in saved.items() if not key.startswith(of_top)}, group)
+                {
+                    key: value.shape[key == "L0/last" :]
+                    for key, value in d.items()
+                    if TOWER_KEY.match(key) and isinstance(value, Tensor)
+                }
+                for d in ({k: v for k, v in each.items() if not k.startswith(of_top)} for each in (saved, group))
             )
             differ = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
             if theirs and differ:

@@ -6,12 +6,16 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+import torch
+
 from .domains import Domain
 from .pullback import KINDS
 from .schema import Schema
 from .torch_top import TorchFactory
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
     from .level import Level
 
 __all__ = ["Learning", "Options"]
@@ -33,6 +37,10 @@ class Learning(TypedDict, total=False):
         the loss; with `Real` domains that is the published algorithm (Chandra et al. 2022).
     horizon: over how many updates the effect of a hyperparameter is accumulated, Z ← (1 - 1/N) Z + ∂w/∂shift.
         Default: 1, the last update alone.
+    sharded: whether each rank of a distributed training has plain tensors of its own, as under FSDP1 and
+        ZeroRedundancyOptimizer: True, or the process group over which they are spread. Sums are then added up over the
+        ranks, one small message a step. Not needed for DistributedDataParallel, whose ranks have the same tensors, nor for
+        the DTensors of `fully_shard` and of tensor parallelism, which say so themselves. Default: False.
     domains: name -> `Domain`, in place of those that the rule declares. Above the first level the learning rate's
         is Positive(maximum=0.2) unless you name another.
     """
@@ -43,6 +51,7 @@ class Learning(TypedDict, total=False):
     hypergradient: Literal["cosine", "exact"]
     horizon: int
     domains: Mapping[str, Domain]
+    sharded: bool | ProcessGroup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +63,7 @@ class Options:
     hypergradient: str
     horizon: int
     domains: Mapping[str, Domain]
+    sharded: Any
 
     @classmethod
     def parse(cls, schema: Schema, given: Mapping[str, Any]) -> Options:
@@ -97,4 +107,8 @@ class Options:
                 raise TypeError(
                     f"{title} got domains={{{name!r}: {domain!r}}}. Give an instance of a domain, as gdtuo.Positive(maximum=1.0)."
                 )
-        return cls(None if learn == "all" else learn, per, kind, horizon, domains)
+        sharded = given.get("sharded", False)
+        groups = (torch.distributed.ProcessGroup,) if torch.distributed.is_available() else ()
+        if not isinstance(sharded, (bool, *groups)):
+            raise TypeError(f"{title} got sharded={sharded!r}. Give True, or the process group over which parameters are spread.")
+        return cls(None if learn == "all" else learn, per, kind, horizon, domains, sharded)
