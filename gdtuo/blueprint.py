@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .domains import Domain, Positive
-from .options import Options
+from .options import Options, spelled
 from .rules import Number, Rule
 from .schema import Schema
 from .torch_top import TorchFactory
@@ -64,23 +64,33 @@ class Blueprint:
         rule = self.schema.rule
         return rule.closed_form and not any(name in rule.divisors and self.domain(name).learnable(0.0) for name in learned)
 
+    def chosen(self, group: Mapping[str, Any]) -> tuple[str, ...] | None:
+        """The names that a group asks to have learned; None for all."""
+        return self.options.learn if self.height else spelled(self.schema, group.get("learn", self.options.learn or "all"))
+
+    def learns(self, name: str, group: Mapping[str, Any]) -> bool:
+        """Whether a group asks to have a hyperparameter learned."""
+        chosen = self.chosen(group)
+        return chosen is None or name in chosen
+
     def learned(self, groups: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
         """The names that the level above learns.
 
         Raises:
             ValueError: if a named hyperparameter cannot move from where it stands in the groups.
         """
-        chosen = self.options.learn
-        columns = zip(*(self.read(group) for group in groups), strict=True)
+        if all(self.chosen(group) == () for group in groups):  # they may ask for it later
+            groups = [{key: value for key, value in group.items() if key != "learn"} for group in groups]
+        numbers = [dict(zip(self.schema.names, self.read(group), strict=True)) for group in groups]
         names = []
-        for name, numbers in zip(self.schema.names, columns, strict=True):
-            if chosen is not None and name not in chosen:
-                continue
+        for name in self.schema.names:
             domain = self.domain(name)
-            values = [float(number) for number in numbers]
+            values = [float(each[name]) for group, each in zip(groups, numbers, strict=True) if self.learns(name, group)]
+            if not values:
+                continue
             movable = [value for value in values if value != 0 or domain.learnable(0.0)]
             if not movable:
-                if chosen is None:
+                if all(self.chosen(group) is None for group in groups if self.learns(name, group)):
                     continue
                 raise ValueError(
                     f"{self.schema.title} cannot learn {name}: it stands at {values[0]}, and a {type(domain).__name__} "

@@ -40,7 +40,8 @@ class Engine:
     Args:
         blueprints: the levels, bottom up.
         learned: names of what is learned at each level that has one above it.
-        groups, state: the optimizer's own `param_groups` and `state`.
+        groups: those of the optimizer's `param_groups` that the tower learns.
+        state: the optimizer's own.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Engine:
         groups: list[dict[str, Any]],
         state: Mapping[Tensor, dict[str, Any]],
     ) -> None:
-        self._blueprints, self._learned, self._groups, self._state = blueprints, learned, groups, state
+        self._blueprints, self._learned, self.groups, self._state = blueprints, learned, groups, state
         self._bottom = blueprints[0]
         self._consumed: list[Any] = []  # which gradients the last step used
         self.ladder: Ladder | None = None
@@ -58,7 +59,7 @@ class Engine:
         self._buckets: list[Bucket] = []
         self._marked: list[tuple[str, Tensor]] = []  # an entry of each group by which one sees that it is still ours
         keys = [key for blueprint in blueprints for key in blueprint.numbers()]
-        keys += [name for name in (*self._bottom.switches(), "fused") if name in groups[0]]
+        keys += [name for name in (*self._bottom.switches(), "fused", "learn") if name in groups[0]]
         self._look = itemgetter(*keys, keys[0])  # of all that users may write in a group
         self.build()
 
@@ -70,11 +71,14 @@ class Engine:
             self._build()
 
     def _build(self) -> None:
+        #: [G] how many steps there have been
+        self.steps = torch.zeros(len(self.groups), dtype=torch.int64)
+        self._steps = self.steps.numpy()
         self.write_state()
         self._top_shown = False
         self._seen: list[Any] = []
         self._structure = self._read_structure()
-        per, groups = self._bottom.options.per, self._groups
+        per, groups = self._bottom.options.per, self.groups
         if self.ladder is not None and self.ladder.top is not None:
             for g in range(len(self.ladder.top.leaves)):  # what stands there already is ours, or was put there to be loaded
                 groups[g].update({**self.top_state(g), **groups[g]})
@@ -101,14 +105,14 @@ class Engine:
         plans = []
         for k, blueprint in enumerate(self._blueprints):
             learned = self._learned[k] if k < len(self._learned) else ()
-            present = self._present(k, self._groups) if k else blueprint.schema.names
+            present = self._present(k, self.groups) if k else blueprint.schema.names
             domains = {name: blueprint.domain(name) for name in learned}
             options = blueprint.options
             closed = blueprint.closed_form(learned)
             plans.append(Plan(blueprint.rule(), present, domains, options.per, options.hypergradient, closed, options.horizon))
-        sizes = [len(group["params"]) for group in self._groups]
+        sizes = [len(group["params"]) for group in self.groups]
         ladder = Ladder(plans, self._blueprints[-1].factory, self._blocks, sizes, dtype, device)
-        for g, group in enumerate(self._groups):
+        for g, group in enumerate(self.groups):
             for name, view in ladder.store.views(g).items():
                 old = group.get(name)
                 if isinstance(old, Tensor) and old.shape[1:] == view.shape[1:] and len(old):
@@ -122,15 +126,17 @@ class Engine:
                 ladder.top.load(g, {key.removeprefix(prefix): group.pop(key) for key in list(group) if key.startswith(prefix)})
             ladder.skipped[g] = int(group.get("skipped", 0))
             group["skipped"] = ladder.skipped[g]
+            self.steps[g] = int(group.get("steps", 0))
+            group["steps"] = self.steps[g]
         self._last: Array = _numbers(ladder.store["L0/last"])
-        self._marked = [("L0/shift", group["L0/shift"]) for group in self._groups]
+        self._marked = [("L0/shift", group["L0/shift"]) for group in self.groups]
         self._values: Array = _numbers(ladder.values)
         self._slope: Array = _numbers(ladder.store["L0/slope"])
         return ladder
 
     def _device(self) -> torch.device:
         """Where the numbers of the tower live: with the weights."""
-        for group in self._groups:
+        for group in self.groups:
             for p in group["params"]:
                 return p.device
         if self._bottom.options.sharded and torch.accelerator.is_available():  # other ranks have parameters, and send theirs
@@ -140,7 +146,7 @@ class Engine:
     def _build_buckets(self, sizes: Sequence[Sequence[int]]) -> list[Bucket]:
         alike: dict[Any, list[tuple[Tensor, Place]]] = {}
         index = row = 0
-        for g, group in enumerate(self._groups):
+        for g, group in enumerate(self.groups):
             sharded = self._bottom.options.sharded
             recipe_of = {dtype: self._recipe(group, dtype) for dtype in {_real(p) for p in group["params"]}}
             fused = bool(group.get("fused"))
@@ -206,7 +212,7 @@ class Engine:
             kinds += [ranks_of(torch.empty(0), self._bottom.options.sharded)]  # also where this rank has no parameters
         if not any(kinds):
             return {(): _numbers(self.ladder.table)}, None
-        collective = Collective(kinds, self.ladder.table, len(self._groups))
+        collective = Collective(kinds, self.ladder.table, len(self.groups))
         return {kind: _numbers(table) for kind, table in collective.tables.items()}, collective
 
     def _recipe(self, group: Mapping[str, Any], dtype: torch.dtype) -> Recipe:
@@ -219,7 +225,7 @@ class Engine:
             ) from error
         learned = self._learned[0] if self._learned else ()
         # a hyperparameter that this group does not have cannot be learned here; its column stays 0
-        own = tuple(name for name in learned if name in present)
+        own = tuple(name for name in learned if name in present and self._bottom.learns(name, group))
         closed_form = self._bottom.closed_form(learned)
         spread = options.per == "element"
         # Tangents are kept where they accumulate, where no closed form can rebuild them from the state, and
@@ -243,8 +249,28 @@ class Engine:
 
     def _read_structure(self) -> list[Any]:
         """What the layout depends on, besides the parameters."""
-        bottom = [(self._present(0, [group]), self._bottom.switches(group), bool(group.get("fused"))) for group in self._groups]
-        return [bottom, *(self._present(k, self._groups) for k in range(1, len(self._blueprints)))]
+        bottom = [
+            (self._present(0, [group]), self._bottom.switches(group), bool(group.get("fused")), self._chosen(group))
+            for group in self.groups
+        ]
+        return [bottom, *(self._present(k, self.groups) for k in range(1, len(self._blueprints)))]
+
+    def _chosen(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """What a group has learned, if the tower can learn it.
+
+        Raises:
+            ValueError: if the tower has no place for a name.
+        """
+        if not self._learned:
+            return ()
+        chosen = self._bottom.chosen(group) or ()
+        late = [name for name in chosen if name not in self._learned[0]]
+        if late:
+            raise ValueError(
+                f"{self._bottom.schema.title}: a group asks to learn {', '.join(late)}, which was not learned when the optimizer "
+                f"was made. Name it there: learn={(*self._learned[0], *late)}."
+            )
+        return chosen
 
     @property
     def _top_prefix(self) -> str:
@@ -264,13 +290,13 @@ class Engine:
 
     def read(self) -> None:
         """Take over what users and schedulers have written into the groups."""
-        seen = [self._look(group) for group in self._groups]
+        seen = [self._look(group) for group in self.groups]
         changed = (bool(self._waiting) and any(p.grad is not None for p in self._waiting)) or self._replaced()
         if not changed and seen == self._seen:
             return
         if changed or self._read_structure() != self._structure:
             self.build()
-        numbers = [[blueprint.read(group) for group in self._groups] for blueprint in self._blueprints]
+        numbers = [[blueprint.read(group) for group in self.groups] for blueprint in self._blueprints]
         tensors = any(isinstance(number, Tensor) for level in numbers for group in level for number in group)
         self._seen = [] if tensors else seen  # a tensor may be changed in place: read again
         if self.ladder is None:
@@ -280,12 +306,13 @@ class Engine:
         for plan, blueprint, level in zip(self.ladder.plans, self._blueprints, numbers, strict=True):
             indices = [blueprint.schema.names.index(name) for name in plan.present]
             columns.append([[group[i] for i in indices] for group in level])
+        pinned = [[not self._bottom.learns(name, group) for name in self._learned[0]] for group in self.groups]
         with quiet():
-            self.ladder.write(columns)
+            self.ladder.write(columns, pinned)
 
     def _replaced(self) -> bool:
         """Whether somebody has put numbers or a state of their own in the place of ours: they are taken over."""
-        return any(group.get(name) is not view for group, (name, view) in zip(self._groups, self._marked, strict=False)) or any(
+        return any(group.get(name) is not view for group, (name, view) in zip(self.groups, self._marked, strict=False)) or any(
             bucket.replaced for bucket in self._buckets
         )
 
@@ -307,7 +334,7 @@ class Engine:
     @property
     def learning(self) -> bool:
         """Whether the groups say that hyperparameters are learned."""
-        return self.ladder is not None and all(group["learning"] for group in self._groups)
+        return self.ladder is not None and all(group["learning"] for group in self.groups)
 
     def forget(self) -> None:
         """Drop what was kept of earlier updates for their pull-back."""
@@ -325,13 +352,23 @@ class Engine:
             self._collective.clear()
         else:
             self._tables[()][:] = 0.0
-        active = [False] * len(self._groups)
+        active = [False] * len(self.groups)
         for bucket, run in runs:
             if run.pending:
                 bucket.pull(run, self._tables[bucket.ranks], self.ladder.products)
             for g in run.groups:
                 active[g] = active[g] or run.pending != 0 or (first and not self._stepped[g])
         return active if self._collective is None else self._collective.add_up(active)
+
+    def step(self, runs: Runs) -> None:
+        """Learn, if this step is one that does, and move the weights."""
+        self._steps += 1
+        if self.learning:
+            if self._bottom.options.due(int(self._steps[0])):
+                self.learn(runs, first=True)
+            else:
+                self._consumed = self._marks(runs)
+        self.update(runs)
 
     def learn(self, runs: Runs, first: bool) -> None:
         """Pull back, and let the levels above step.
@@ -358,7 +395,7 @@ class Engine:
     def _show_top(self) -> None:
         """Put the state of a torch optimizer on top, which it makes at its first step, into the groups: tools save these."""
         if self.ladder is not None and self.ladder.top is not None and not self._top_shown:
-            for g, group in enumerate(self._groups):
+            for g, group in enumerate(self.groups):
                 group.update(self.top_state(g))
                 self._top_shown = self._top_shown or bool(self.top_state(g))
 

@@ -48,6 +48,11 @@ class Learned:
         for mine, bound in zip((self.low, self.high), zip(*limits, strict=True), strict=True):
             mine.copy_(torch.stack(bound, dim=1))
 
+    def pin(self, shift: Tensor, pinned: Tensor) -> None:
+        """Let the shifts where `pinned` is true stay where they are, until the next `write`."""
+        for bound in (self.low, self.high):
+            bound.copy_(torch.where(pinned, shift, bound))
+
     def project(self, shift: Tensor) -> Tensor:
         """The nearest shift whose effective value lies within the bounds."""
         return torch.minimum(torch.maximum(shift, self.low), self.high)

@@ -117,6 +117,8 @@ class Ladder:
         self.table = zeros(self.groups if elementwise else rows, 2 * here + 2)
         #: [B, H]: products of gradient and tangent, if learned per element
         self.products = zeros(rows, here) if elementwise else None
+        #: [B, H]: which hyperparameters of the weights' level stay where they are
+        self.pinned = torch.zeros(rows, here, dtype=torch.bool, device=self.device)
         self.active = torch.zeros(self.groups, dtype=torch.bool, device=self.device)
         #: [B, A + H]: values of all hyperparameters of the weights' level, and slopes of the learned ones
         self.values = zeros(rows, len(first.present) + here)
@@ -130,6 +132,7 @@ class Ladder:
         weights = torch.tensor(self.blocks[0], dtype=self.store.flat.dtype, device=self.device)
         self._weights = weights[self.row_group[0]].unsqueeze(1)
         self._active: list[bool] = []
+        self._pinned: list[list[bool]] = []
         # a step of many numbers would keep all its intermediate results
         few = max(sum(rows) for rows in self.blocks) <= MANY and self.top is None
         self._replays = few and on_host(self.device)
@@ -151,8 +154,16 @@ class Ladder:
                 return
         tape()
 
-    def write(self, numbers: Sequence[Sequence[Sequence[Number]]]) -> None:
-        """Take the written values of every level: [level][group][hyperparameters present]."""
+    def write(self, numbers: Sequence[Sequence[Sequence[Number]]], pinned: Sequence[Sequence[bool]]) -> None:
+        """Take the written values of every level: [level][group][hyperparameters present].
+
+        Args:
+            pinned: [group][hyperparameters learned] which of the weights' level a group leaves where they are.
+        """
+        if pinned != self._pinned:
+            self._pinned = [list(row) for row in pinned]
+            rows = torch.tensor(self._pinned, dtype=torch.bool, device=self.device).reshape(self.groups, -1)
+            self.pinned.copy_(rows[self.row_group[0]])
         for mine, theirs in zip(self._numbers, numbers, strict=True):
             mine.copy_(written(theirs, like=mine))
         self._play(Ladder._written)
@@ -162,6 +173,7 @@ class Ladder:
             if k < len(self.learned):
                 chosen = [plan.present.index(name) for name in plan.domains]
                 self.learned[k].write(values[:, chosen][self.row_group[k]])
+        self.learned[0].pin(self.store["L0/shift"], self.pinned)
         self.values[:, : len(self.plans[0].present)].copy_(self._numbers[0][self.row_group[0]])
         self._evaluate(self.learned[0].project(self.store["L0/shift"]))
 

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor
 
-from . import report
 from .blueprint import Blueprint
-from .engine import Engine
 from .options import Learning, Options
+from .parts import Parts, Tower
 from .rules import Rule
 from .schema import Schema
 from .torch_top import TorchFactory, check_factory
@@ -96,7 +95,10 @@ class Level(torch.optim.Optimizer):
         self._above, self._factory = self._parse_optimizer(learning.get("optimizer"))
         self._factory_name = check_factory(self._factory) if self._factory else ""
         self.state, self.param_groups = defaultdict(dict), []
-        self._engine: Engine | None = None
+        self._parts: Parts | None = None
+        #: what learns: this level's own tower, and those that groups name; each as a template
+        self._templates: list[Level] = [self]
+        self._template_of: list[int] = []  # for each group
         if params is not None:
             self._bind(params, learning)
 
@@ -113,17 +115,36 @@ class Level(torch.optim.Optimizer):
             raise TypeError(f"{title} got a module where parameters are expected. Did you mean {title}(model.parameters())?")
         if "learn" in learning and not self.height:
             raise ValueError(f"{title} got learn= but no optimizer= to learn with. Add optimizer=gdtuo.SGD().")
-        blueprints = self.blueprints()
-        defaults = dict(self._settings)
-        for blueprint in blueprints[1:]:
-            defaults |= blueprint.numbers()
-        if self.height:
-            defaults["learning"] = True
-        for blueprint in blueprints[: self.height]:
+        defaults = self._settings | self._tower_settings()
+        for blueprint in self.blueprints()[: self.height]:
             blueprint.learned([defaults])  # the groups may name other numbers: looked at below
         super().__init__(params, defaults)
-        self._learned = [blueprint.learned(self.param_groups) for blueprint in blueprints[: self.height]]
-        self._engine = Engine(blueprints, self._learned, self.param_groups, self.state)
+        self._learned = [self._names_learned(t) for t in range(len(self._templates))]
+        self._build()
+
+    def _tower_settings(self) -> dict[str, Any]:
+        """What a group holds of the levels above, and of how they learn."""
+        if not self.height:
+            return {}
+        numbers = [blueprint.numbers() for blueprint in self.blueprints()[1:]]
+        learn = "all" if self._options.learn is None else self._options.learn
+        return {key: number for level in numbers for key, number in level.items()} | {"learn": learn, "learning": True}
+
+    def _names_learned(self, t: int) -> list[tuple[str, ...]]:
+        """Of each level of a tower that has one above it."""
+        template = self._templates[t]
+        groups = [group for group, own in zip(self.param_groups, self._template_of, strict=True) if own == t]
+        return [blueprint.learned(groups) for blueprint in template.blueprints()[: template.height]] if groups else []
+
+    def _build(self) -> None:
+        """Lay out all arrays; what groups and state hold that fits is taken over."""
+        self._parts = Parts(self.state)
+        for t in range(len(self._templates)):
+            self._fill(t, {g: self.param_groups[g] for g, own in enumerate(self._template_of) if own == t})
+
+    def _fill(self, t: int, members: Mapping[int, dict[str, Any]]) -> None:
+        """Put groups under tower `t`."""
+        self._bound().add(t, Tower(self._templates[t].blueprints(), self._learned[t]), members)
 
     @classmethod
     def _schema(cls) -> Schema:
@@ -148,7 +169,7 @@ class Level(torch.optim.Optimizer):
         if isinstance(given, type) and issubclass(given, Level):
             raise TypeError(f"{title} got a class as optimizer=. Give an instance: optimizer={given.__name__}().")
         if isinstance(optimizer, Level):
-            if optimizer._engine is not None:
+            if optimizer._parts is not None:
                 raise ValueError(
                     f"{title} got an optimizer= that has parameters of its own. Give one without: "
                     f"optimizer={type(optimizer).__name__}(...) with no params."
@@ -157,6 +178,12 @@ class Level(torch.optim.Optimizer):
                 raise ValueError(
                     f"{title} got optimizer={type(optimizer).__name__}, whose rule is not elementwise: hyperparameters of "
                     "different meaning stand side by side above the first level. Use an elementwise one, as gdtuo.SGD()."
+                )
+            below = optimizer._options.of_the_weights
+            if below:
+                raise ValueError(
+                    f"{title} got optimizer={optimizer!r}: {below} concerns the level of the weights alone, which those above "
+                    "follow. Give it there."
                 )
             return optimizer, None
         if isinstance(optimizer, torch.optim.Optimizer) or not callable(optimizer):
@@ -180,26 +207,71 @@ class Level(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters; numbers that it does not name are the constructor's.
 
+        Besides numbers a group may name `learn`, what is learned in it, () for nothing; and `optimizer`, a level or callable
+        of its own to learn with, None for nothing. Groups that name the same object have one tower.
+
         Raises:
-            ValueError: a number outside its range, before anything has changed.
+            ValueError, TypeError: a number outside its range, an unknown name, or an optimizer that cannot stand above;
+                before anything has changed.
+
+        Example:
+            >>> import torch, gdtuo
+            >>> body, head = torch.nn.Linear(4, 4), torch.nn.Linear(4, 1)
+            >>> optimizer = gdtuo.Adam(
+            ...     [{"params": body.parameters(), "learn": ()}, {"params": head.parameters(), "optimizer": gdtuo.Adam(lr=0.02)}],
+            ...     optimizer=gdtuo.SGD(),
+            ... )
+            >>> [key for key in optimizer.hyperparameters() if key.startswith("L1") and key.endswith(("lr", "beta1"))]
+            ['L1/g0/lr', 'L1/g1/lr', 'L1/g1/beta1']
         """
         if "defaults" not in self.__dict__:
             self._bound()
+        t = 0
         if isinstance(param_group, dict):  # else torch says so
-            merged = {**self.defaults, **param_group}
-            for blueprint in self.blueprints():
-                blueprint.schema.check(merged, blueprint.prefix)
-                if blueprint.height < self.height:
-                    blueprint.learned([*self.param_groups, merged])
-            self.check(merged)
+            if "optimizer" in param_group:
+                param_group = dict(param_group)  # which the caller may use again
+                t = self._tower_of(param_group.pop("optimizer"))
+            template = self._templates[t]
+            settings = template._tower_settings()
+            self._check_group({**self.defaults, **settings, **param_group}, t)
+            param_group.update({key: value for key, value in settings.items() if key not in param_group})
         super().add_param_group(param_group)
-        if self._engine is not None:
-            self._engine.build()
+        self._template_of.append(t)
+        if t:
+            for key in self._tower_settings().keys() - settings.keys():
+                del self.param_groups[-1][key]
+        if self._parts is not None:
+            self._learned[t] = self._learned[t] or self._names_learned(t)
+            self._fill(t, {len(self.param_groups) - 1: self.param_groups[-1]})
 
-    def _bound(self) -> Engine:
-        if self._engine is None:
+    def _check_group(self, group: Mapping[str, Any], t: int) -> None:
+        """Raise unless a group that is to have tower `t` may be added."""
+        template = self._templates[t]
+        if "learn" in group and not template.height:
+            raise ValueError(
+                f"{type(self).__name__} got a group with learn= but no optimizer= to learn with. Add optimizer=gdtuo.SGD()."
+            )
+        others = [other for other, own in zip(self.param_groups, self._template_of, strict=True) if own == t]
+        for blueprint in template.blueprints():
+            blueprint.schema.check(group, blueprint.prefix)
+            if blueprint.height < template.height:
+                blueprint.learned([*others, group])
+        self.check(group)
+
+    def _tower_of(self, optimizer: Level | TorchFactory | None) -> int:
+        """The place among the templates of this level with another tower on it; the same one for the same object."""
+        for t, template in enumerate(self._templates[1:], start=1):
+            if template._arguments.get("optimizer") is optimizer:
+                return t
+        self._templates.append(type(self)(**{**self._arguments, "optimizer": optimizer}))
+        if self._parts is not None:
+            self._learned.append([])
+        return len(self._templates) - 1
+
+    def _bound(self) -> Parts:
+        if self._parts is None:
             raise self._unbound()
-        return self._engine
+        return self._parts
 
     def _unbound(self) -> RuntimeError:
         return RuntimeError(
@@ -208,7 +280,7 @@ class Level(torch.optim.Optimizer):
 
     def __getattr__(self, name: str) -> Any:
         # torch's own attributes, which a template does not have: hooks registered on it would be lost
-        if name.startswith("_optimizer_") and self.__dict__.get("_engine", self) is None:
+        if name.startswith("_optimizer_") and self.__dict__.get("_parts", self) is None:
             raise self._unbound()
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
@@ -235,7 +307,7 @@ class Level(torch.optim.Optimizer):
         return " / ".join([type(level).__name__.lower() for level in self._levels] + [f"torch.{top}"] * bool(top))
 
     def __repr__(self) -> str:
-        if self._engine is not None:
+        if self._parts is not None:
             return super().__repr__()
         usual = dict.fromkeys(HINTS) | {"capturable": False, "differentiable": False} | self._schema().defaults
         shown = {key: value for key, value in self._arguments.items() if key not in usual or value != usual[key]}
@@ -256,15 +328,13 @@ class Level(torch.optim.Optimizer):
         Raises:
             RuntimeError: on a template, and for sparse gradients; before anything has changed.
         """
-        engine = self._bound()
+        parts = self._bound()
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        runs = engine.runs()
-        if engine.learning:
-            engine.learn(runs, first=True)
-        engine.update(runs)
+        for engine, runs in parts.runs():
+            engine.step(runs)
         return loss
 
     @torch.no_grad()
@@ -292,14 +362,16 @@ class Level(torch.optim.Optimizer):
             >>> optimizer.hyperparameters()["L0/g0/weight_decay"] > 0.2
             True
         """
-        engine = self._bound()
+        parts = self._bound()
         self._require_tower()
         if not self.learning:
             raise RuntimeError("hyperstep() while learning is switched off. Set optimizer.learning = True first.")
-        engine.learn(engine.runs(), first=False)
+        for engine, runs in parts.runs():
+            if engine.learning:
+                engine.learn(runs, first=False)
 
     def _require_tower(self) -> None:
-        if not self.height:
+        if not any(template.height for template in self._templates):
             raise RuntimeError(f"This {type(self).__name__} has no optimizer= that could learn. Add optimizer=gdtuo.SGD().")
 
     @property
@@ -309,17 +381,18 @@ class Level(torch.optim.Optimizer):
         It stands in the groups as "learning" and is saved with them. After it is switched on again, learning goes on
         with the next update.
         """
-        return self._engine is not None and self._engine.learning
+        return self._parts is not None and self._parts.learning
 
     @learning.setter
     def learning(self, value: bool) -> None:
-        engine = self._bound()
+        parts = self._bound()
         if value:
             self._require_tower()
         if bool(value) != self.learning:
-            for group in self.param_groups:
-                group["learning"] = bool(value)
-            engine.forget()  # what came before the pause says nothing about the updates after it
+            for engine in parts.engines:
+                for group in engine.groups if engine.ladder is not None else ():
+                    group["learning"] = bool(value)
+                engine.forget()  # what came before the pause says nothing about the updates after it
 
     # ---------------------------------------------------------------- looking at it
 
@@ -339,9 +412,7 @@ class Level(torch.optim.Optimizer):
             >>> gdtuo.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1).hyperparameters()
             {'L0/g0/lr': 0.1, 'L0/g0/momentum': 0.0, 'L0/g0/dampening': 0.0, 'L0/g0/weight_decay': 0.0}
         """
-        engine = self._bound()
-        engine.read()
-        return report.hyperparameters(self.blueprints(), self.param_groups, engine.ladder)
+        return self._bound().hyperparameters()
 
     @torch.no_grad()
     def hypergradients(self) -> dict[str, float]:
@@ -351,9 +422,7 @@ class Level(torch.optim.Optimizer):
         Between `backward()` and `step()` it belongs to the gradients in `p.grad`; after `step()` it is what the step
         used. A group that has nothing to pull back shows what it used last.
         """
-        engine = self._bound()
-        values = engine.hypergradients()
-        return report.hypergradients(self.param_groups, engine.ladder, values) if engine.ladder else {}
+        return self._bound().hypergradients()
 
     # ---------------------------------------------------------------- saving
 
@@ -374,39 +443,43 @@ class Level(torch.optim.Optimizer):
         return {**result, "state": states, "param_groups": self._saved_groups(result["param_groups"])}
 
     def _saved_groups(self, groups: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        engine = self._bound()
-        return [_snapshot({**group, **engine.top_state(g)}) for g, group in enumerate(groups)]
+        parts = self._bound()
+        return [_snapshot({**group, **parts.top_state(g)}) for g, group in enumerate(groups)]
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {name: value for name, value in self.__dict__.items() if name in self._TEMPLATE}
-        if self._engine is None:
+        if self._parts is None:
             return kept
         # snapshots, not the views of the engine's arrays: a pickled view takes its whole base along
-        self._engine.write_state()
+        self._parts.write_state()
         kept |= super().__getstate__()
         kept["state"] = {p: _snapshot(entries) for p, entries in self.state.items()}
-        return kept | {"param_groups": self._saved_groups(self.param_groups), "_learned": self._learned}
+        towers = {"_learned": self._learned, "_templates": self._templates[1:], "_template_of": self._template_of}
+        return kept | towers | {"param_groups": self._saved_groups(self.param_groups)}
 
     _TEMPLATE = ("_arguments", "_settings", "_options", "_above", "_factory", "_factory_name")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if self.__dict__.get("_engine") is not None:  # torch loads a state dict through here, after all its own checks
+        if self.__dict__.get("_parts") is not None:  # torch loads a state dict through here, after all its own checks
             self._check_loaded(state["param_groups"], state["state"])
+        else:
+            state = {**state, "_templates": [self, *state.get("_templates", ())]}
         self.__dict__.update(state)
-        self._engine = None
+        self._parts = None
         if "param_groups" not in self.__dict__:
-            self.state, self.param_groups = defaultdict(dict), []
+            self.state, self.param_groups, self._template_of = defaultdict(dict), [], []
             return
         super().__setstate__({"state": defaultdict(dict, self.state)})
-        for group in self.param_groups:
-            for name, value in self.defaults.items():
+        for group, t in zip(self.param_groups, self._template_of, strict=True):
+            for name, value in (self._settings | self._templates[t]._tower_settings()).items():
                 group.setdefault(name, value)  # a torch optimizer's state dict has no levels above
-        self._engine = Engine(self.blueprints(), self._learned, self.param_groups, self.state)
+        self._build()
 
     def _check_loaded(self, groups: Iterable[Mapping[str, Any]], states: Mapping[Tensor, Mapping[str, Any]]) -> None:
         """Raise ValueError unless a state dict holds this tower, or no tower at all, over the same parameters."""
-        of_top = f"L{self.height}/state/" if self._levels[-1]._factory else "none"  # there from the first step on
         for g, (saved, group) in enumerate(zip(groups, self.param_groups, strict=True)):
+            tower = self._templates[self._template_of[g]]
+            of_top = f"L{tower.height}/state/" if tower._levels[-1]._factory else "none"  # there from the first step on
             missing = [key for key in self.blueprints()[0].numbers() if key not in saved]
             if missing:
                 raise ValueError(

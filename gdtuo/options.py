@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from .level import Level
 
-__all__ = ["Learning", "Options"]
+__all__ = ["Learning", "Options", "spelled"]
 
 GRANULARITIES = ("group", "tensor", "element")
 
@@ -35,6 +35,9 @@ class Learning(TypedDict, total=False):
         between the gradient and the direction in which the hyperparameter would have moved the weights,
         without units, so that a hyper-step size is a relative change per step. "exact": the derivative of
         the loss; with `Real` domains that is the published algorithm (Chandra et al. 2022).
+    learn_after: how many first steps learn nothing. Default: 0.
+    learn_every: learn at each k-th step, from the update before it; the steps between cost no more than plain ones but
+        for what they must remember. `hyperstep` learns whenever it is called. Default: 1.
     horizon: over how many updates the effect of a hyperparameter is accumulated, Z ← (1 - 1/N) Z + ∂w/∂shift.
         Default: 1, the last update alone.
     sharded: whether each rank of a distributed training has plain tensors of its own, as under FSDP1 and
@@ -51,6 +54,8 @@ class Learning(TypedDict, total=False):
     hypergradient: Literal["cosine", "exact"]
     horizon: int
     domains: Mapping[str, Domain]
+    learn_after: int
+    learn_every: int
     sharded: bool | ProcessGroup
 
 
@@ -62,8 +67,20 @@ class Options:
     per: str
     hypergradient: str
     horizon: int
+    learn_after: int
+    learn_every: int
     domains: Mapping[str, Domain]
     sharded: Any
+
+    @property
+    def of_the_weights(self) -> str:
+        """Which of these are set that concern the weights' level alone, as text."""
+        usual = {"learn_after": 0, "learn_every": 1, "sharded": False}
+        return ", ".join(f"{name}=" for name, default in usual.items() if getattr(self, name) != default)
+
+    def due(self, step: int) -> bool:
+        """Whether the step of this number, from 1 on, learns."""
+        return step > self.learn_after and (step - self.learn_after) % self.learn_every == 0
 
     @classmethod
     def parse(cls, schema: Schema, given: Mapping[str, Any]) -> Options:
@@ -73,23 +90,12 @@ class Options:
             ValueError: if a name or a choice is unknown.
             TypeError: if a value is of a wrong type.
         """
-        names, title, known = schema.names, schema.title, schema.known
-
-        def spell(name: Any) -> tuple[str, ...]:
-            if name not in known:
-                raise ValueError(f"{title} has no hyperparameter {name!r} to learn. It has {', '.join(known)}, or 'all'.")
-            return known[name]
-
-        if not isinstance(given.get("learn", ""), Iterable):
-            raise TypeError(f"{title} got learn={given['learn']!r}. Give names, as learn='lr' or learn=('lr', 'eps').")
+        title = schema.title
         if not isinstance(given.get("domains", {}), Mapping):
             raise TypeError(f"{title} got domains={given['domains']!r}. Name what lives there: domains={{'lr': gdtuo.Real()}}.")
-        learn = given.get("learn", ("lr",) if "lr" in names else "all")
-        if learn != "all":
-            chosen = {n for name in ([learn] if isinstance(learn, str) else learn) for n in spell(name)}
-            if not chosen:
-                raise ValueError(f"{title} got learn=(): name what is learned, or leave optimizer= out to learn nothing.")
-            learn = tuple(name for name in names if name in chosen)
+        learn = spelled(schema, given.get("learn", ("lr",) if "lr" in schema.names else "all"))
+        if learn == ():
+            raise ValueError(f"{title} got learn=(): name what is learned, or leave optimizer= out to learn nothing.")
         per = given.get("per", "group")
         if per not in GRANULARITIES:
             raise ValueError(f"{title} got per={per!r}. It is one of {', '.join(map(repr, GRANULARITIES))}.")
@@ -98,10 +104,14 @@ class Options:
         kind = given.get("hypergradient", "cosine")
         if kind not in KINDS:
             raise ValueError(f"{title} got hypergradient={kind!r}. It is one of {', '.join(map(repr, KINDS))}.")
-        horizon = given.get("horizon", 1)
-        if not isinstance(horizon, int) or isinstance(horizon, bool) or horizon < 1:
-            raise ValueError(f"{title} got horizon={horizon!r}: it counts updates, an integer >= 1. Use 1 for the last alone.")
-        domains = {n: domain for name, domain in given.get("domains", {}).items() for n in spell(name)}
+        counts = {}
+        for name, default, least, what in COUNTS:
+            counts[name] = count = given.get(name, default)
+            if not isinstance(count, int) or isinstance(count, bool) or count < least:
+                raise ValueError(
+                    f"{title} got {name}={count!r}: it counts {what}, an integer >= {least}. The default is {default}."
+                )
+        domains = {n: domain for name, domain in given.get("domains", {}).items() for n in _names(schema, name)}
         for name, domain in domains.items():
             if not isinstance(domain, Domain):
                 raise TypeError(
@@ -111,4 +121,33 @@ class Options:
         groups = (torch.distributed.ProcessGroup,) if torch.distributed.is_available() else ()
         if not isinstance(sharded, (bool, *groups)):
             raise TypeError(f"{title} got sharded={sharded!r}. Give True, or the process group over which parameters are spread.")
-        return cls(None if learn == "all" else learn, per, kind, horizon, domains, sharded)
+        return cls(learn, per, kind, domains=domains, sharded=sharded, **counts)
+
+
+#: name, default, smallest value, what is counted
+COUNTS = (
+    ("horizon", 1, 1, "updates that are judged together"),
+    ("learn_after", 0, 0, "first steps that learn nothing"),
+    ("learn_every", 1, 1, "steps from one that learns to the next"),
+)
+
+
+def spelled(schema: Schema, learn: Any) -> tuple[str, ...] | None:
+    """The names that `learn` stands for, in the rule's order; None for "all".
+
+    Raises:
+        ValueError: if there is no such name.
+        TypeError: if it does not hold names.
+    """
+    if not isinstance(learn, Iterable):
+        raise TypeError(f"{schema.title} got learn={learn!r}. Give names, as learn='lr' or learn=('lr', 'eps').")
+    if learn == "all":
+        return None
+    chosen = {n for name in ([learn] if isinstance(learn, str) else learn) for n in _names(schema, name)}
+    return tuple(name for name in schema.names if name in chosen)
+
+
+def _names(schema: Schema, name: Any) -> tuple[str, ...]:
+    if name not in schema.known:
+        raise ValueError(f"{schema.title} has no hyperparameter {name!r} to learn. It has {', '.join(schema.known)}, or 'all'.")
+    return schema.known[name]

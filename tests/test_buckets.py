@@ -99,7 +99,7 @@ def train(level: type[gdtuo.Level], settings: dict, steps: int, groups=None, gra
 
 
 def bucket_types(optimizer: gdtuo.Level) -> set[type]:
-    return {type(bucket) for bucket in optimizer._engine._buckets}
+    return {type(bucket) for bucket in optimizer._parts.engines[0]._buckets}
 
 
 def same(ours: tuple, theirs: tuple, tolerance: float = 1e-10) -> None:
@@ -140,7 +140,7 @@ def test_pieces_are_what_their_layout_says(rule, laid_out):
     for layout in LAYOUTS:
         laid_out(layout)
         optimizer = train(level, settings, 2, learn=learn, horizon=3)[2]
-        (bucket,) = optimizer._engine._buckets
+        (bucket,) = optimizer._parts.engines[0]._buckets
         pieces = [piece for some in bucket._pieces.values() for piece in some]
         blocks = sum(len(prepared.cuts) for piece in pieces for prepared in list(piece.prepared.values())[:1])
         counts[layout] = (len(pieces), sum(piece.direct for piece in pieces), blocks)
@@ -278,7 +278,7 @@ def test_gradients_come_and_go(rule, per, horizon, laid_out):
     for layout in ("small", "direct pieces", "gathered pieces", "one block"):
         laid_out(layout)
         found[layout] = train(level, settings, 100, parameters(shapes), some, **options)
-        for bucket in found[layout][2]._engine._buckets:
+        for bucket in found[layout][2]._parts.engines[0]._buckets:
             for cache, limit in {"_plans": 64, "_segments": 64, "_pieces": 64, "_listed": 64, "_shaped": 256}.items():
                 assert len(getattr(bucket, cache, ())) <= limit, (layout, cache)
     whole = train(unflattened(level), settings, 100, parameters(shapes), some, **options)
