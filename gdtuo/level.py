@@ -233,7 +233,7 @@ class Level(torch.optim.Optimizer):
                 t = self._tower_of(param_group.pop("optimizer"))
             template = self._templates[t]
             settings = template._tower_settings()
-            self._check_group({**self.defaults, **settings, **param_group}, t)
+            self._check_group({**self._settings, **settings, **param_group}, t)
             param_group.update({key: value for key, value in settings.items() if key not in param_group})
         super().add_param_group(param_group)
         self._template_of.append(t)
