@@ -57,7 +57,7 @@ class Engine:
         self.ladder: Ladder | None = None
         self._workspace = Workspace()
         self._buckets: list[Bucket] = []
-        self._marked: list[tuple[str, Tensor]] = []  # an entry of each group by which one sees that it is still ours
+        self._marked: list[Tensor] = []  # an entry of each group by which one sees that it is still ours
         keys = [key for blueprint in blueprints for key in blueprint.numbers()]
         keys += [name for name in (*self._bottom.switches(), "fused", "learn") if name in groups[0]]
         self._look = itemgetter(*keys, keys[0])  # of all that users may write in a group
@@ -129,7 +129,7 @@ class Engine:
             self.steps[g] = int(group.get("steps", 0))
             group["steps"] = self.steps[g]
         self._last: Array = _numbers(ladder.store["L0/last"])
-        self._marked = [("L0/shift", group["L0/shift"]) for group in self.groups]
+        self._marked = [group["L0/shift"] for group in self.groups]
         self._values: Array = _numbers(ladder.values)
         self._slope: Array = _numbers(ladder.store["L0/slope"])
         return ladder
@@ -312,9 +312,10 @@ class Engine:
 
     def _replaced(self) -> bool:
         """Whether somebody has put numbers or a state of their own in the place of ours: they are taken over."""
-        return any(group.get(name) is not view for group, (name, view) in zip(self.groups, self._marked, strict=False)) or any(
-            bucket.replaced for bucket in self._buckets
-        )
+        for group, view in zip(self.groups, self._marked, strict=False):  # none is marked where nothing is learned
+            if group.get("L0/shift") is not view:
+                return True
+        return any(bucket.replaced for bucket in self._buckets)
 
     def _plain_values(self, numbers: Sequence[Sequence[Number]]) -> Tensor:
         """[G, A] values where nothing is learned."""
@@ -356,8 +357,12 @@ class Engine:
         for bucket, run in runs:
             if run.pending:
                 bucket.pull(run, self._tables[bucket.ranks], self.ladder.products)
-            for g in run.groups:
-                active[g] = active[g] or run.pending != 0 or (first and not self._stepped[g])
+                for g in run.groups:
+                    active[g] = True
+        if first and not all(self._stepped):
+            for _, run in runs:
+                for g in run.groups:
+                    active[g] = active[g] or not self._stepped[g]
         return active if self._collective is None else self._collective.add_up(active)
 
     def step(self, runs: Runs) -> None:

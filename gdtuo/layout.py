@@ -167,9 +167,8 @@ class Bucket(ABC):
 
     @property
     def replaced(self) -> bool:
-        """Whether somebody has put a state of their own in the place of a parameter's, as tools do that load one."""
-        states = self._states
-        return any(states[p].get("step") is not step for p, step in zip(self.owners, self._step_views, strict=True))
+        """Whether somebody has put states of their own in the place of ours, as tools do that load them; the first tells."""
+        return self._states[self.owners[0]].get("step") is not self._step_views[0]
 
     # ---------------------------------------------------------------- histories
 
