@@ -128,7 +128,7 @@ def test_hyperstep_freezes_too(bad):
 
 @pytest.mark.parametrize("fresh", [True, False])
 @SHAPES
-def test_a_dummy_step_changes_nothing(shape, fresh):
+def test_item_16_a_dummy_step_changes_nothing(shape, fresh):
     """Checkpoint tools take one, with gradients 0, lr = 0 and no_grad, to have the state allocated."""
     model, optimizer = make(shape, 0 if fresh else 6)
     kept, before = weights(model), optimizer.hyperparameters()
@@ -375,3 +375,46 @@ def test_the_first_step_lets_the_levels_above_step_with_zero_gradients():
     expected = -0.01 * first / math.sqrt(second)
     assert optimizer.param_groups[0]["L0/shift"].item() == pytest.approx(expected, rel=1e-12)
     assert optimizer.param_groups[0]["L1/step"].item() == 2
+
+
+# ---------------------------------------------------------------- everything at once
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_item_22_random_absent_and_bad_gradients(seed, set_to_none):
+    """Against plain loops: what is pulled back when, what is skipped, what is learned; two groups of three parameters."""
+    make = torch.Generator().manual_seed(seed)
+    params = [torch.nn.Parameter(torch.randn(4, generator=make, dtype=F64)) for _ in range(6)]
+    optimizer = gdtuo.SGD([{"params": params[:3]}, {"params": params[3:]}], lr=0.1, optimizer=gdtuo.SGD(lr=0.05))
+    waiting: list = [None] * 6  # (gradient, learning rate) of the update that is to be pulled back
+    shift, skipped = [0.0, 0.0], 0
+    for _ in range(40):
+        optimizer.zero_grad(set_to_none=set_to_none)
+        gradients: list = []
+        for p in params:
+            g = torch.randn(4, generator=make, dtype=F64)
+            kind = torch.rand((), generator=make).item()
+            if kind < 0.05:
+                g[1] = math.nan if kind < 0.025 else math.inf
+            present = kind < 0.7 or not set_to_none  # what is only set to zero stays a gradient
+            gradients.append((g if kind < 0.7 else torch.zeros_like(g)) if present else None)
+            p.grad = None if gradients[-1] is None else gradients[-1].clone()
+        optimizer.step()
+        for group in range(2):
+            mine = [i for i in range(3 * group, 3 * group + 3) if gradients[i] is not None]
+            pairs = [(gradients[i], -waiting[i][1] * waiting[i][0]) for i in mine if waiting[i] is not None]
+            if pairs:
+                g, z = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+                if g.isfinite().all() and z.isfinite().all():
+                    norms = g.norm() * z.norm()
+                    shift[group] -= 0.05 * float(g @ z / norms) if norms > 0 else 0.0
+                elif z.any():  # else nothing had moved, and there is no direction to judge
+                    skipped += 1
+            for i in mine:
+                waiting[i] = (gradients[i], 0.1 * math.exp(shift[group]))
+        found = optimizer.hyperparameters()
+        for group in range(2):
+            assert found[f"L0/g{group}/lr"] == pytest.approx(0.1 * math.exp(shift[group]), rel=1e-10)
+        assert all(math.isfinite(value) for value in found.values())
+    assert optimizer.skipped == skipped > 3

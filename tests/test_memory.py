@@ -41,7 +41,7 @@ def tensors_in(value: Any) -> list[Tensor]:
     return [t for v in value for t in tensors_in(v)] if isinstance(value, (list, tuple)) else []
 
 
-def test_500_steps_are_flat():
+def test_item_3_500_steps_are_flat():
     model = Awkward()
     optimizer = gdtuo.Adam(two_groups(model, 0.02), lr=0.01, optimizer=gdtuo.SGD(optimizer=gdtuo.SGD()))
     train(model, optimizer, range(3))
@@ -72,7 +72,7 @@ def test_every_tower_is_flat(shape):
 
 @SHAPES
 @pytest.mark.parametrize("create_graph", [False, True])
-def test_nothing_has_a_grad_fn(shape, create_graph):
+def test_item_3_nothing_has_a_grad_fn(shape, create_graph):
     """Whatever graph the caller keeps for himself, as scripts for the published package do."""
     model = Awkward()
     optimizer = TOWERS[shape]().bind(two_groups(model, 0.02))

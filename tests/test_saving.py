@@ -89,7 +89,7 @@ torch.save(traces, sys.argv[2])
 """
 
 
-def test_a_new_process_continues_bitwise(tmp_path):
+def test_item_5_a_new_process_continues_bitwise(tmp_path):
     """All towers in one file and one process, which is slow to start."""
     saved, here = {}, {}
     for shape in TOWERS:
@@ -132,7 +132,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 @SHAPES
-def test_a_copy_continues_bitwise_and_leaves_the_original_alone(shape, way):
+def test_item_8_a_copy_continues_bitwise_and_leaves_the_original_alone(shape, way):
     model, optimizer = make(shape)
     train(model, optimizer, BEFORE)
     model.zero_grad()
@@ -179,7 +179,7 @@ def test_rolled_back(shape, when):
 
 
 @SHAPES
-def test_an_earlier_state_dict_stays_as_it_was(shape):
+def test_item_6_an_earlier_state_dict_stays_as_it_was(shape):
     model, optimizer = make(shape)
     train(model, optimizer, BEFORE)
     snapshot = optimizer.state_dict()
@@ -310,7 +310,7 @@ def test_a_dict_of_other_groups_is_refused_and_changes_nothing():
 
 @pytest.mark.parametrize("lr", ["float", "tensor", "default"])
 @SHAPES
-def test_a_new_group_in_mid_run(shape, lr):
+def test_item_9_a_new_group_in_mid_run(shape, lr):
     """What was learned stays, to the bit; the old groups go on as without the new one; the new one learns."""
     extra = torch.nn.Parameter(torch.ones(4, dtype=F64))
 
@@ -382,7 +382,7 @@ def test_unfreezing_keeps_what_was_learned(shape):
 
 
 @SHAPES
-def test_an_empty_group(shape):
+def test_item_9_an_empty_group(shape):
     model, optimizer = make(shape)
     train(model, optimizer, BEFORE)
     twin, other = make(shape)
@@ -397,7 +397,7 @@ def test_an_empty_group(shape):
     train(model, optimizer, range(22, 24))
 
 
-def test_groups_with_one_tensor_lr_do_not_alias():
+def test_item_1_groups_with_one_tensor_lr_do_not_alias():
     """A tensor default stands in every group that names none, once each: writing to one leaves the others."""
     w = [torch.nn.Parameter(torch.ones(2, dtype=F64)) for _ in range(3)]
     optimizer = gdtuo.SGD([{"params": [w[0]]}, {"params": [w[1]]}], lr=torch.tensor(0.1, dtype=F64), optimizer=gdtuo.SGD())
@@ -480,7 +480,7 @@ def test_a_load_hook_may_translate_a_foreign_dict():
 
 @pytest.mark.parametrize("grad_mode", [True, False])
 @SHAPES
-def test_the_closure_is_called_once_and_its_loss_returned(shape, grad_mode):
+def test_item_2_the_closure_is_called_once_and_its_loss_returned(shape, grad_mode):
     model, optimizer = make(shape)
     twin, other = make(shape)
     for step in range(6):

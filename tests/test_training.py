@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
 from collections.abc import Callable
 
@@ -175,22 +176,26 @@ def test_updates_of_different_steps_are_pulled_back_with_their_own_rates():
     assert optimizer.hypergradients()["L0/g0/lr"] == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @SHAPES
-def test_bfloat16_weights(shape):
-    """Weights and their state in bf16; everything that is learned stays in full precision."""
-    model = Awkward(torch.bfloat16)
+def test_item_7_weights_of_16_bits(shape, dtype):
+    """They and their state stay so; everything that is learned stays in full precision, and saves and loads exactly."""
+    model = Awkward(dtype)
     optimizer = TOWERS[shape]().bind(two_groups(model, 0.02))
     losses = []
     for step in range(150):
-        losses.append(backward(model, step, torch.bfloat16))
+        losses.append(backward(model, step, dtype))
         optimizer.step()
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
-    assert all(p.dtype == torch.bfloat16 for p in model.parameters())
+    assert all(p.dtype == dtype for p in model.parameters())
     assert finite(optimizer)
     learned = learned_values(optimizer)
     assert all(value.dtype == F64 for value in learned.values())
     before = learned_values(optimizer)
-    optimizer.load_state_dict(optimizer.state_dict())
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    optimizer.load_state_dict(torch.load(file, weights_only=True))
     assert not differences(before, learned_values(optimizer))
     assert all(value.any() for value in before.values())
 
@@ -217,7 +222,7 @@ def test_sums_are_taken_in_32_bits_at_least(n, dtype, kind):
 
 
 @SHAPES
-def test_clipping_is_what_the_step_sees(shape):
+def test_item_14_clipping_is_what_the_step_sees(shape):
     """Clipped gradients equal gradients that were small from the start; only params are clipped, never a shift."""
     runs = []
     for by_hand in (False, True):
@@ -242,7 +247,7 @@ def test_clipping_is_what_the_step_sees(shape):
 
 
 @SHAPES
-def test_four_micro_batches_are_one_batch(shape):
+def test_item_14_four_micro_batches_are_one_batch(shape):
     whole, parts = Awkward(), Awkward()
     one = TOWERS[shape]().bind(two_groups(whole, 0.02))
     four = TOWERS[shape]().bind(two_groups(parts, 0.02))
@@ -332,7 +337,7 @@ def test_two_towers_interleaved():
 
 
 @SHAPES
-def test_a_step_that_the_scaler_skips(shape):
+def test_item_13_a_step_that_the_scaler_skips(shape):
     """An injected inf: nothing moves; the next good step pairs with the last update that was applied."""
     runs = []
     for inject in (False, True):
@@ -362,9 +367,32 @@ def test_a_step_that_the_scaler_skips(shape):
     assert all(value.any() for key, value in runs[0].items() if key.endswith("/shift"))
 
 
+@SHAPES
+def test_item_13_autocast_and_clipping_of_unscaled_gradients(shape):
+    """The usual loop of mixed precision; without a scaler the same, to the bit."""
+    runs = []
+    for scale in (None, 2.0**12):
+        model = Awkward(torch.float32)
+        optimizer = TOWERS[shape]().bind(two_groups(model, 0.02))
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, growth_interval=1000, enabled=scale is not None)
+        for step in range(12):
+            model.zero_grad()
+            x = batch(step, dtype=torch.float32)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                loss = (model(x) - x).square().mean()
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], 0.5)
+            scaler.step(optimizer)
+            scaler.update()
+        runs.append(dict(model.named_parameters()) | tower_values(optimizer))
+    assert not differences(*runs)
+    assert all(value.any() for key, value in runs[0].items() if key.endswith("/shift"))
+
+
 @pytest.mark.parametrize("scale", [2.0**-40, 2.0**40])
 @pytest.mark.parametrize("shape", [shape for shape in TOWERS if "exact" not in shape])
-def test_the_cosine_does_not_depend_on_the_scale_of_the_loss(shape, scale):
+def test_item_13_the_cosine_does_not_depend_on_the_scale_of_the_loss(shape, scale):
     """Whatever the units of the last gradient, upward goes the same number; to a rounding, powers of two or not."""
     model = Awkward()
     optimizer = TOWERS[shape]().bind(two_groups(model, 0.02))
