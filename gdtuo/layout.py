@@ -167,8 +167,9 @@ class Bucket(ABC):
 
     @property
     def replaced(self) -> bool:
-        """Whether somebody has put states of their own in the place of ours, as tools do that load them; the first tells."""
-        return self._states[self.owners[0]].get("step") is not self._step_views[0]
+        """Whether somebody has put states of their own in the place of ours, or parameters elsewhere; the first tells."""
+        first = self.owners[0]
+        return self._states[first].get("step") is not self._step_views[0] or first.device != self.device
 
     # ---------------------------------------------------------------- histories
 
