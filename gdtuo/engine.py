@@ -21,6 +21,7 @@ from .layout import Bucket, Place, Run, numel
 from .recipes import Recipe
 from .recording import UnrecordableError
 from .rules import Number
+from .segments import SegmentedBucket
 from .sharding import Ranks, is_distributed, ranks_of
 from .small import SmallBucket
 from .tape import Array, on_host, quiet
@@ -299,6 +300,9 @@ class Engine:
         numbers = [[blueprint.read(group) for group in self.groups] for blueprint in self._blueprints]
         tensors = any(isinstance(number, Tensor) for level in numbers for group in level for number in group)
         self._seen = [] if tensors else seen  # a tensor may be changed in place: read again
+        for bucket in self._buckets:
+            if isinstance(bucket, SegmentedBucket):
+                bucket.written = numbers[0]
         if self.ladder is None:
             self._values = _numbers(self._plain_values(numbers[0]))
             return

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .domains import Domain
+from .graphs import Graph, capturable
 from .hyperparameters import Learned, written
 from .pullback import Sums, derive, elementwise_hypergradient, hypergradient, noise
 from .recording import UnrecordableError
@@ -135,20 +136,23 @@ class Ladder:
         self._pinned: list[list[bool]] = []
         # a step of many numbers would keep all its intermediate results
         few = max(sum(rows) for rows in self.blocks) <= MANY and self.top is None
-        self._replays = few and on_host(self.device)
-        self._tapes: dict[Callable[[Ladder], None], Tape[None]] = {}
+        self._replays = few and (on_host(self.device) or self.device.type == "cuda")
+        self._tapes: dict[Callable[[Ladder], None], Callable[[], None]] = {}
+        #: [B, 1] or [rows of group, 1]: how many rows the group of each row has, of levels that are learned per element
+        self._counts = [torch.bincount(rows, minlength=self.groups).unsqueeze(1)[rows] for rows in self.row_group]
 
     def _play(self, function: Callable[[Ladder], None]) -> None:
         """Run a method, replayed where that is faster. torch.compile traces the method itself."""
-        if not self._replays or torch.compiler.is_compiling():
+        if not self._replays or torch.compiler.is_compiling() or not (on_host(self.device) or capturable(self.device)):
             function(self)
             return
         tape = self._tapes.get(function)
         if tape is None:
+            make = Tape if on_host(self.device) else Graph
             try:
                 with torch.device("cpu"):  # as where it was built
-                    tape = self._tapes[function] = Tape(lambda: function(self), state=[self.store.flat, self.skipped])
-            except UnrecordableError:  # a user's rule that branches on a number
+                    tape = self._tapes[function] = make(lambda: function(self), state=[self.store.flat, self.skipped])
+            except (UnrecordableError, RuntimeError):  # a user's rule that branches on a number
                 self._replays = False
                 function(self)
                 return
@@ -217,9 +221,8 @@ class Ladder:
         gg = self._by_group(k - 1, (gradient * gradient).sum(1, keepdim=True))
         if plan.per == "element":
             rows = self.row_group[k]
-            count = torch.bincount(rows, minlength=self.groups).unsqueeze(1)[rows]
             block = Sums(zz[rows], zz[rows], gg[rows], dd[rows])
-            return elementwise_hypergradient(plan.kind, products.flatten(0, 1), block, count, self._noise[k])
+            return elementwise_hypergradient(plan.kind, products.flatten(0, 1), block, self._counts[k], self._noise[k])
         return hypergradient(plan.kind, Sums(self._by_group(k - 1, products.sum(1)), zz, gg, dd), self._noise[k])
 
     def _by_group(self, k: int, rows: Tensor) -> Tensor:

@@ -19,11 +19,11 @@ from .tape import Array, on_host
 
 __all__ = ["LargeBucket"]
 
-#: Parameters of at least so many weights are worked on where they stand; smaller ones are gathered first.
+#: On the CPU parameters of at least so many weights are worked on where they stand; smaller ones are gathered first.
 DIRECT = 16384
 
 #: Elsewhere than on the CPU fewer calls matter more than caches: a block is so many times as long there.
-DEVICE_BLOCKS = 16
+DEVICE_BLOCKS = 32
 
 
 @dataclass
@@ -103,7 +103,8 @@ class LargeBucket(SegmentedBucket):
 
     def _alone(self, i: int) -> bool:
         p = self.params[i]
-        return p.numel() >= DIRECT and p.is_contiguous() and not p.is_complex()
+        least = DIRECT if self.device.type == "cpu" else self._block  # elsewhere gathering costs less than a call
+        return p.numel() >= least and p.is_contiguous() and not p.is_complex()
 
     def _joins(self, first: int, last: int, run: Run, segment: Sequence[int]) -> bool:
         """Whether a parameter joins a piece: while it fits a block, and segments of a size are not mixed."""

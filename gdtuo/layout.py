@@ -169,7 +169,11 @@ class Bucket(ABC):
     def replaced(self) -> bool:
         """Whether somebody has put states of their own in the place of ours, or parameters elsewhere; the first tells."""
         first = self.owners[0]
-        return self._states[first].get("step") is not self._step_views[0] or first.device != self.device
+        return self._states[first].get("step") is not self._step_views[0] or self._elsewhere(first)
+
+    def _elsewhere(self, p: Tensor) -> bool:
+        """Whether a model has been moved, or has another dtype, since its optimizer was made."""
+        return p.device != self.device or p.dtype.to_real() != self.recipe.dtype
 
     # ---------------------------------------------------------------- histories
 

@@ -105,7 +105,8 @@ class Rule(ABC):
     ) -> bool:
         """The same update of a list of tensors in place, by one kernel of torch; or False, and nothing is changed.
 
-        For the CPU: `hyper` are numbers. `steps` are 0-d tensors that count this update already.
+        `hyper` are numbers; on a CUDA device "lr" may be a tensor. `steps` are 0-d tensors on the CPU that count this update
+        already.
         """
         return False
 

@@ -7,7 +7,7 @@ own. Numbers of all segments are worked on together; where there is one and it i
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .graphs import Graph, capturable
 from .kernel import Kernel
 from .layout import Bucket, Run, unflatten
 from .numbers import Function
-from .rules import Rule
+from .rules import Number, Rule
 from .tape import Array, on_host
 
 __all__ = ["SegmentedBucket", "Segments", "here", "like"]
@@ -53,6 +54,8 @@ class SegmentedBucket(Bucket):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._segments: dict[tuple[int, int], Segments] = {}
+        #: the numbers that each parameter group holds, in the order of `names`; on a device the effective ones stand there
+        self.written: Sequence[Sequence[Number]] = ()
         self._lengths_of: dict[tuple[int, ...], Tensor] = {}
         self._listed: dict[tuple[int, int], dict[str, list[Tensor]]] = {}  # states as lists, by run
         kinds = self.KINDS[0] if self.recipe.own else self.KINDS[1]
@@ -138,7 +141,11 @@ class SegmentedBucket(Bucket):
     def _evaluate(function: Function, segments: Segments, given: Any) -> Any:
         """A function of numbers: a list if the run has one segment and is on the CPU, else [outputs, T]."""
         if isinstance(given, Tensor):
-            return function(given)
+            if torch.compiler.is_compiling() or not capturable(given.device):
+                return function(given)
+            if function not in segments.evaluators:
+                segments.evaluators[function] = _captured(function, given)
+            return segments.evaluators[function](given)
         if function not in segments.evaluators:
             segments.evaluators[function] = function.evaluator(len(segments.starts))
         return segments.evaluators[function](given)
@@ -234,7 +241,10 @@ class SegmentedBucket(Bucket):
     def _native(self, run: Run, segments: Segments, rows: Array, learn: bool) -> bool:
         """Let torch's own kernel do an update, if it has one; returns whether it did."""
         wide = self.recipe.dtype.itemsize > 2  # torch 2.13's fused SGD is wrong in bfloat16
-        if not wide or type(self.recipe.rule).native is Rule.native or not segments.single or not isinstance(rows, np.ndarray):
+        if not wide or type(self.recipe.rule).native is Rule.native or not segments.single:
+            return False
+        hyper = self._given_to_native(run, rows)
+        if hyper is None:
             return False
         params = run.params
         gradients = self.gradients(run.first, run.last)
@@ -242,8 +252,6 @@ class SegmentedBucket(Bucket):
             p.is_contiguous() and g.is_contiguous() and not p.is_complex() for p, g in zip(params, gradients, strict=True)
         ):
             return False
-        row = rows[0].tolist()
-        hyper = {name: row[self.names.index(name)] for name in self.recipe.present}
         key = (run.first, run.last)
         if key not in self._listed:
             if len(self._listed) >= 64:
@@ -258,10 +266,38 @@ class SegmentedBucket(Bucket):
             torch._foreach_copy_(arrays["last_gradient"], gradients)
         return done
 
+    def _given_to_native(self, run: Run, rows: Array) -> dict[str, Any] | None:
+        """The hyperparameters as torch's kernels take them: numbers; on a CUDA device the learning rate may be a tensor."""
+        if isinstance(rows, np.ndarray):
+            row = rows[0].tolist()
+            return {name: row[self.names.index(name)] for name in self.recipe.present}
+        if self.device.type != "cuda" or self.recipe.dtype != torch.float32 or not {"lr"}.issuperset(self.recipe.own):
+            return None
+        row = dict(zip(self.names, self.written[run.groups[0]], strict=True))
+        hyper = {name: row[name] for name in self.recipe.present if name != "lr"}
+        if any(isinstance(number, Tensor) for number in hyper.values()):
+            return None
+        return {**hyper, "lr": rows[0, self.names.index("lr")].float()} if "lr" in self.recipe.present else hyper
+
     def _remember(self, segments: Segments, rows: Array) -> None:
         """Keep the values and slopes that an update used."""
         assert self.last is not None
         self.last[segments.indices, :-1] = like(rows if segments.single else rows[segments.segment], self.last)
+
+
+def _captured(function: Function, like: Tensor) -> Callable[[Tensor], Tensor]:
+    """A function of numbers on a CUDA device by one launch."""
+    memory = like.clone()
+    try:
+        graph = Graph(lambda: function(memory))
+    except RuntimeError:  # a user's rule that reads a number
+        return function
+
+    def run(given: Tensor) -> Tensor:
+        memory.copy_(given)
+        return graph()
+
+    return run
 
 
 def _flattened(tensor: Tensor) -> Tensor:

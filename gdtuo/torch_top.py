@@ -52,7 +52,10 @@ class TorchTop:
     def load(self, group: int, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`."""
         if state:
-            self.optimizer.state[self.leaves[group]] = {name: value.clone() for name, value in state.items()}
+            leaf = self.leaves[group]  # counts of steps stay where they were, as in torch
+            self.optimizer.state[leaf] = {
+                name: value.to(leaf.device, copy=True) if value.dim() else value.clone() for name, value in state.items()
+            }
 
 
 def check_factory(factory: TorchFactory) -> str:

@@ -48,7 +48,7 @@ class AdaGradRule(PenalizedRule):
     def native(
         self, weights: list[Tensor], gradients: list[Tensor], state: Mapping[str, list[Tensor]], hyper: Hyper, steps: list[Tensor]
     ) -> bool:
-        if not hyper["eps"] > 0:  # torch's 0 / 0 where a gradient has always been 0
+        if not hyper["eps"] > 0 or weights[0].is_cuda:  # torch's 0 / 0 where a gradient has always been 0; no kernel there
             return False
         kernel: Callable[..., None] = torch._fused_adagrad_
         numbers = {"lr_decay": 0.0, "weight_decay": 0.0, **hyper}

@@ -69,6 +69,8 @@ class AdamRule(PenalizedRule):
         if not hyper["eps"] > 0:  # torch's 0 / 0 where a gradient has always been 0
             return False
         kernel: Callable[..., None] = torch._fused_adamw_ if self.decoupled else torch._fused_adam_
+        if weights[0].is_cuda:  # where the kernel reads the count of steps
+            steps = [torch.full((), float(steps[0]), device=weights[0].device)] * len(steps)
         moments = state["exp_avg"], state["exp_avg_sq"], state.get("max_exp_avg_sq", [])
         numbers = {"weight_decay": 0.0, **hyper, "amsgrad": self.amsgrad, "maximize": self.maximize}
         kernel(weights, gradients, *moments, steps, **numbers)
