@@ -96,8 +96,8 @@ class Level(torch.optim.Optimizer):
         self._factory_name = check_factory(self._factory) if self._factory else ""
         self.state, self.param_groups = defaultdict(dict), []
         self._parts: Parts | None = None
-        #: what learns: this level's own tower, and those that groups name; each as a template
-        self._templates: list[Level] = [self]
+        #: what learns besides this level's own tower: those that groups name, as templates of this level
+        self._others: list[Level] = []
         self._template_of: list[int] = []  # for each group
         if params is not None:
             self._bind(params, learning)
@@ -145,6 +145,11 @@ class Level(torch.optim.Optimizer):
     def _fill(self, t: int, members: Mapping[int, dict[str, Any]]) -> None:
         """Put groups under tower `t`."""
         self._bound().add(t, Tower(self._templates[t].blueprints(), self._learned[t]), members)
+
+    @property
+    def _templates(self) -> list[Level]:
+        """A level with each tower that learns some groups, this one first."""
+        return [self, *self._others]
 
     @classmethod
     def _schema(cls) -> Schema:
@@ -263,10 +268,10 @@ class Level(torch.optim.Optimizer):
         for t, template in enumerate(self._templates[1:], start=1):
             if template._arguments.get("optimizer") is optimizer:
                 return t
-        self._templates.append(type(self)(**{**self._arguments, "optimizer": optimizer}))
+        self._others.append(type(self)(**{**self._arguments, "optimizer": optimizer}))
         if self._parts is not None:
             self._learned.append([])
-        return len(self._templates) - 1
+        return len(self._others)
 
     def _bound(self) -> Parts:
         if self._parts is None:
@@ -454,7 +459,7 @@ class Level(torch.optim.Optimizer):
         self._parts.write_state()
         kept |= super().__getstate__()
         kept["state"] = {p: _snapshot(entries) for p, entries in self.state.items()}
-        towers = {"_learned": self._learned, "_templates": self._templates[1:], "_template_of": self._template_of}
+        towers = {"_learned": self._learned, "_others": self._others, "_template_of": self._template_of}
         return kept | towers | {"param_groups": self._saved_groups(self.param_groups)}
 
     _TEMPLATE = ("_arguments", "_settings", "_options", "_above", "_factory", "_factory_name")
@@ -463,7 +468,7 @@ class Level(torch.optim.Optimizer):
         if self.__dict__.get("_parts") is not None:  # torch loads a state dict through here, after all its own checks
             self._check_loaded(state["param_groups"], state["state"])
         else:
-            state = {**state, "_templates": [self, *state.get("_templates", ())]}
+            state = {"_others": [], **state}
         self.__dict__.update(state)
         self._parts = None
         if "param_groups" not in self.__dict__:
