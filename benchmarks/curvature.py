@@ -25,8 +25,9 @@ from tqdm import tqdm
 import gdtuo
 from gdtuo.hypergrad.curvature import LINEARIZATIONS, Loss, gradient_of
 from gdtuo.hypergrad.live_bytes import LiveBytes
+from gdtuo.lab import figures
 
-from . import figures, models, timing
+from . import models, timing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

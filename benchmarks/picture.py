@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .figures import BLUE, GREEN, HEADLINE, ORANGE, pyplot, save
+from gdtuo.lab.figures import BLUE, GREEN, HEADLINE, ORANGE, pyplot, save
+
 from .optimizers import BASELINES, HEIGHTS, LEARN, PUBLISHED, tower_name
 from .results import Row
 

@@ -29,9 +29,9 @@ import gdtuo
 from gdtuo.hypergrad.dynamics import Dynamics
 from gdtuo.hypergrad.live_bytes import LiveBytes
 from gdtuo.hypergrad.plan import forecast, pull_once, workspace
-from gdtuo.lab import data
+from gdtuo.lab import data, figures
 
-from . import figures, picture, timing
+from . import picture, timing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

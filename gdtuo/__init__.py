@@ -2,6 +2,8 @@
 
 from . import compat
 from .domains import Domain, Positive, Real, UnitInterval
+from .export import export
+from .history import History
 from .hypergrad import (
     Check,
     Checkpointed,
@@ -25,7 +27,9 @@ from .hypergrad import (
     train,
 )
 from .level import Learning, Level
+from .observing import hyperparameters
 from .optimizers import SGD, AdaGrad, Adam, AdamW, AveragingSGD, RMSProp
+from .replay import replay
 from .rules import MomentumForm, Rule, safe_divide, safe_sqrt
 from .text import tower
 
@@ -41,6 +45,7 @@ __all__ = [
     "Checkpointed",
     "Domain",
     "Forward",
+    "History",
     "Implicit",
     "Learning",
     "Level",
@@ -59,13 +64,16 @@ __all__ = [
     "UnitInterval",
     "check_hypergradient",
     "compat",
+    "export",
     "hypergradient",
+    "hyperparameters",
     "make_functional",
     "plan",
     "project_box",
     "project_budget",
     "project_simplex",
     "realtime",
+    "replay",
     "safe_divide",
     "safe_sqrt",
     "tower",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor
 
+from . import report
 from .blueprint import Blueprint
 from .options import Learning, Options
 from .parts import Parts, Tower
@@ -417,7 +418,7 @@ class Level(torch.optim.Optimizer):
             >>> gdtuo.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1).hyperparameters()
             {'L0/g0/lr': 0.1, 'L0/g0/momentum': 0.0, 'L0/g0/dampening': 0.0, 'L0/g0/weight_decay': 0.0}
         """
-        return self._bound().hyperparameters()
+        return report.floats(self._bound().hyperparameters())
 
     @torch.no_grad()
     def hypergradients(self) -> dict[str, float]:
@@ -427,7 +428,7 @@ class Level(torch.optim.Optimizer):
         Between `backward()` and `step()` it belongs to the gradients in `p.grad`; after `step()` it is what the step
         used. A group that has nothing to pull back shows what it used last.
         """
-        return self._bound().hypergradients()
+        return report.floats(self._bound().hypergradients())
 
     # ---------------------------------------------------------------- saving
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from . import report
 from .blueprint import Blueprint
 from .engine import Engine, Runs
+from .rules import Number
 
 __all__ = ["Parts", "Tower"]
 
@@ -67,13 +68,19 @@ class Parts:
         """How many hyper-updates were not finite."""
         return sum(engine.skipped for engine in self.engines)
 
-    def hyperparameters(self) -> dict[str, float]:
-        """Every effective value of every level."""
+    def hyperparameters(self) -> dict[str, Number]:
+        """Every effective value of every level, some of them tensors."""
         for engine in self.engines:
             engine.read()
         return self._together(lambda engine, levels, mine: report.hyperparameters(levels, engine.groups, mine, engine.ladder))
 
-    def hypergradients(self) -> dict[str, float]:
+    def written(self) -> dict[str, Number]:
+        """What the groups hold of the hyperparameters that are learned."""
+        return self._together(
+            lambda engine, levels, mine: report.written(levels, engine.groups, mine, engine.ladder) if engine.ladder else {}
+        )
+
+    def hypergradients(self) -> dict[str, Number]:
         """Those of everything that is learned."""
         values = {id(engine): engine.hypergradients() for engine in self.engines}
         return self._together(
@@ -82,11 +89,18 @@ class Parts:
             )
         )
 
-    def _together(self, show: Callable[[Engine, Sequence[Blueprint], Sequence[int]], dict[str, float]]) -> dict[str, float]:
+    def _together(self, show: Callable[[Engine, Sequence[Blueprint], Sequence[int]], dict[str, Number]]) -> dict[str, Number]:
         parts = [show(*each) for each in zip(self.engines, self._levels, self.indices, strict=True)]
         if len(parts) == 1:
             return parts[0]
         return dict(sorted({k: v for part in parts for k, v in part.items()}.items(), key=lambda item: report.place(item[0])))
+
+    def learned(self, g: int) -> tuple[str, ...]:
+        """The columns of a group's shifts: what its tower can learn of the weights' level."""
+        for engine, mine in zip(self.engines, self.indices, strict=True):
+            if g in mine and engine.ladder is not None:
+                return engine.ladder.learned[0].names
+        return ()
 
     # ---------------------------------------------------------------- saving
 

@@ -1,0 +1,1 @@
+"""One file for each outside framework, imported by nobody but its users."""
