@@ -16,6 +16,7 @@ from benchmarks import (
     picture,
     results,
     reversal,
+    schedulers,
     targets,
     timing,
     trials,
@@ -548,3 +549,25 @@ def test_reversal_command(monkeypatch, capsys, one_thread):
     text = capsys.readouterr().out
     assert text.count("gdtuo.Reversible()") == len(reversal.MOMENTA)
     assert "momentum 0.9 = 9/10, 3 steps, log2(d / n) = 0.152" in text
+
+
+# ---------------------------------------------------------------- schedulers
+
+
+def test_a_schedule_warms_up_and_falls():
+    factors = [schedulers.schedule(step, 100) for step in range(101)]
+    assert factors[0] == factors[100] == 0
+    assert factors[5] == pytest.approx(0.5)
+    assert factors[10] == 1
+    assert factors[55] == pytest.approx(0.5)
+
+
+def test_schedulers_command(tmp_path, monkeypatch, capsys, one_thread):
+    out = tmp_path / "schedulers.png"
+    monkeypatch.setattr(sys, "argv", ["schedulers", "--quick", "--out", str(out)])
+    schedulers.main()
+    printed = capsys.readouterr().out
+    assert out.read_bytes().startswith(b"\x89PNG")
+    for name in schedulers.OPTIMIZERS:
+        (line,) = (line for line in printed.splitlines() if line.startswith(name))
+        assert len(re.findall(r"\d+\.\d", line)) == 4

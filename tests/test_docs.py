@@ -11,6 +11,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "docs" / "whole-training.md"
+SCHEDULERS = ROOT / "docs" / "schedulers.md"
 
 
 def tensors(tree):
@@ -18,16 +19,20 @@ def tensors(tree):
     return [leaf for branch in tree.values() for leaf in tensors(branch)] if isinstance(tree, dict) else [tree]
 
 
-@pytest.fixture(scope="module")
-def session():
-    """What is left when the guide's blocks have run one after the other."""
+def run(guide, count):
+    """What is left when a guide's blocks have run one after the other."""
     namespace = {}
-    blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
-    assert len(blocks) == 12
+    blocks = re.findall(r"```python\n(.*?)```", guide.read_text(), re.DOTALL)
+    assert len(blocks) == count
     with torch.random.fork_rng():
         for block in blocks:
             exec(block, namespace)
     return namespace
+
+
+@pytest.fixture(scope="module")
+def session():
+    return run(GUIDE, 12)
 
 
 def test_the_outer_loop_learns(session):
@@ -92,15 +97,37 @@ def test_the_check_passes(session):
     assert {row.name.partition(",")[0] for row in session["checked"].rows} == {"hyper['l2']", "hyper['optimizer']['beta1']"}
 
 
-def test_what_the_guide_points_at_exists():
-    text = GUIDE.read_text()
+@pytest.mark.parametrize(("guide", "least"), [(GUIDE, 16), (SCHEDULERS, 1)], ids=lambda guide: getattr(guide, "stem", ""))
+def test_what_the_guide_points_at_exists(guide, least):
+    text = guide.read_text()
     headings = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^## (.*)$", text, re.M)}
     links = re.findall(r"\]\(([^)]+)\)", text)
-    assert len(links) > 15
+    assert len(links) >= least
     for link in links:
         if link.startswith("#"):
             assert link[1:] in headings, link
         elif not link.startswith("https://"):
-            assert (GUIDE.parent / link).is_file(), link
+            assert (guide.parent / link).is_file(), link
     for module in set(re.findall(r"python -m ([\w.]+)", text)):
         assert importlib.util.find_spec(module), module
+
+
+def test_schedulers_compose_as_the_guide_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    session = run(SCHEDULERS, 3)
+    history, optimizer, plain = session["history"], session["optimizer"], session["plain"]
+    assert (tmp_path / "history.png").read_bytes().startswith(b"\x89PNG")
+    written, effective = history["written/L0/g0/lr"].values, history["L0/g0/lr"].values
+    assert max(written) == pytest.approx(2e-3)
+    assert effective[-1] > 2 * written[-1]  # learned
+    assert history["loss"].values[-1] < 0.8 * history["loss"].values[0]
+    assert optimizer.hyperparameters()["L1/g0/lr"] < 0.01
+    model, inputs, targets = session["model"], session["inputs"], session["targets"]
+    for expected in history["loss"].values:  # the run once more, without the tower
+        plain.zero_grad()
+        loss = (model(inputs) - targets).square().mean()
+        loss.backward()
+        plain.step()
+        session["scheduler"].step()
+        assert loss.item() == pytest.approx(expected, rel=1e-4)
+    assert plain.param_groups[0]["lr"] == effective[-1]

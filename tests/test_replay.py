@@ -135,7 +135,7 @@ def test_a_replay_is_resumed_from_its_state():
 def test_a_tower_can_follow_too():
     """A learned rate beside a replayed one: the factor starts at 1."""
     _, history = learn()
-    model, optimizer, _ = follow(history, lambda params: gdtuo.Adam(params, betas=(0.8, 0.99), optimizer=gdtuo.SGD()))
+    _, optimizer, _ = follow(history, lambda params: gdtuo.Adam(params, betas=(0.8, 0.99), optimizer=gdtuo.SGD()))
     assert optimizer.param_groups[0]["lr"] == history["L0/g0/lr"].values[-1]
     assert optimizer.hyperparameters()["L0/g0/lr"] != optimizer.param_groups[0]["lr"]
 

@@ -60,13 +60,17 @@ MAKE: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
 }
 
 BOTTOMS = {
-    "adam": (lambda p: gdtuo.Adam(p, lr=0.01, optimizer=gdtuo.SGD(optimizer=gdtuo.SGD())), torch.optim.Adam, {}),
-    "momentum": (
+    "adam, height 3": (
+        lambda p: gdtuo.Adam(p, lr=0.01, optimizer=gdtuo.SGD(optimizer=gdtuo.SGD(optimizer=gdtuo.SGD()))),
+        torch.optim.Adam,
+        {},
+    ),
+    "momentum, height 1": (
         lambda p: gdtuo.SGD(p, lr=0.01, momentum=0.85, learn=("lr", "momentum"), optimizer=gdtuo.Adam(lr=0.01)),
         torch.optim.SGD,
         {"momentum": 0.85},
     ),
-    "element": (
+    "per element, height 1": (
         lambda p: gdtuo.RMSProp(p, lr=0.01, momentum=0.85, per="element", optimizer=gdtuo.SGD()),
         torch.optim.RMSprop,
         {"momentum": 0.85},
@@ -93,22 +97,21 @@ def written(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     ]
 
 
-def assert_composed(optimizer: gdtuo.Level) -> None:
-    """Effective lr = group["lr"] · e^shift, with the shift that stands in the group; momenta likewise in the logit."""
-    values = optimizer.hyperparameters()
-    for g, group in enumerate(optimizer.param_groups):
-        shift = group["L0/shift"]
-        if optimizer._options.per == "element":
-            expected = (group["lr"] * shift[:, 0].exp()).mean().item()
-            assert values[f"L0/g{g}/lr/mean"] == pytest.approx(expected, rel=1e-13, abs=0)
+def assert_composed(tower: gdtuo.Level, plain: torch.optim.Optimizer) -> None:
+    """Effective lr = scheduled lr · e^shift, momenta likewise in the logit; `plain` had the same schedule and no tower."""
+    values = tower.hyperparameters()
+    for g, (group, scheduled) in enumerate(zip(tower.param_groups, plain.param_groups, strict=True)):
+        shift, lr = group["L0/shift"], float(scheduled["lr"])
+        if tower._options.per == "element":
+            assert values[f"L0/g{g}/lr/mean"] == pytest.approx((lr * shift[:, 0].exp()).mean().item(), rel=1e-13, abs=0)
             continue
-        expected = group["lr"] * math.exp(shift[0, 0])
-        assert values[f"L0/g{g}/lr"] == pytest.approx(expected, rel=1e-13, abs=0)
-        if "momentum" in group and shift.shape[1] == 2:
-            logit = math.log(group["momentum"] / (1 - group["momentum"])) + shift[0, 1].item()
-            assert values[f"L0/g{g}/momentum"] == pytest.approx(1 / (1 + math.exp(-logit)), rel=1e-12, abs=0)
-        if "betas" in group:
-            assert (values[f"L0/g{g}/beta1"], values[f"L0/g{g}/beta2"]) == tuple(group["betas"])
+        assert values[f"L0/g{g}/lr"] == pytest.approx(lr * math.exp(shift[0, 0]), rel=1e-13, abs=0)
+        momenta = {"momentum": scheduled["momentum"]} if "momentum" in scheduled else {}
+        momenta |= {f"beta{i}": beta for i, beta in enumerate(scheduled.get("betas", ()), 1)}
+        for name, momentum in momenta.items():
+            turn = shift[0, tower._learned[0].index(name)].item() if name in tower._learned[0] else 0.0
+            odds = momentum / (1 - momentum) * math.exp(turn)
+            assert values[f"L0/g{g}/{name}"] == pytest.approx(odds / (1 + odds), rel=1e-12, abs=0)
 
 
 def make_twins(bottom: str):
@@ -118,7 +121,7 @@ def make_twins(bottom: str):
     return (model, ours(two_groups(model, 0.02))), (twin, theirs(two_groups(twin, 0.02), lr=0.01, **options))
 
 
-def test_no_class_of_torch_is_forgotten():
+def test_item_10_no_class_of_torch_is_forgotten():
     found = {
         name
         for name, cls in vars(schedulers).items()
@@ -129,7 +132,7 @@ def test_no_class_of_torch_is_forgotten():
 
 @pytest.mark.parametrize("bottom", BOTTOMS)
 @pytest.mark.parametrize("name", MAKE)
-def test_every_scheduler_composes(name, bottom):
+def test_item_10_every_scheduler_composes(name, bottom):
     (model, tower), (twin, plain) = make_twins(bottom)
     ours, theirs = MAKE[name](tower), MAKE[name](plain)
     history = []
@@ -140,7 +143,7 @@ def test_every_scheduler_composes(name, bottom):
             advance(scheduler, step)
         assert written(tower) == written(plain), f"step {step}"
         assert all(isinstance(g["lr"], float) for g in tower.param_groups)
-        assert_composed(tower)
+        assert_composed(tower, plain)
         history.append([g["lr"] for g in tower.param_groups])
     assert len({rates[0] for rates in history}) > 1  # the scheduler did something
     assert all(value.any() for key, value in learned_values(tower).items()), "and the tower learned"
@@ -148,9 +151,66 @@ def test_every_scheduler_composes(name, bottom):
 
 
 @pytest.mark.parametrize("name", MAKE)
+def test_item_10_a_learning_rate_that_is_a_tensor_composes_too(name):
+    """Schedulers fill it in place; it stays the user's."""
+
+    def groups(model):
+        rates = (torch.tensor(rate, dtype=torch.float64) for rate in (0.02, 0.01))
+        return [{**group, "lr": rate} for group, rate in zip(two_groups(model, 0.02), rates, strict=True)]
+
+    model, twin = Awkward(), Awkward()
+    tower = gdtuo.SGD(groups(model), momentum=0.85, learn=("lr", "momentum"), optimizer=gdtuo.Adam(lr=0.01))
+    plain = torch.optim.SGD(groups(twin), momentum=0.85)
+    own = [id(g["lr"]) for g in tower.param_groups]
+    ours, theirs = MAKE[name](tower), MAKE[name](plain)
+    rates = set()
+    for step in range(STEPS):
+        for net, optimizer, scheduler in ((model, tower, ours), (twin, plain, theirs)):
+            backward(net, step)
+            optimizer.step()
+            advance(scheduler, step)
+        assert [float(g["lr"]) for g in tower.param_groups] == [float(g["lr"]) for g in plain.param_groups]
+        assert_composed(tower, plain)
+        rates.add(float(plain.param_groups[0]["lr"]))
+    assert len(rates) > 1
+    assert [id(g["lr"]) for g in tower.param_groups] == own
+    assert all(value.any() for value in learned_values(tower).values())
+
+
+CYCLED = {
+    "momentum of SGD": (gdtuo.SGD, torch.optim.SGD, ("lr", "momentum"), {"momentum": 0.85}),
+    "momentum of RMSProp": (gdtuo.RMSProp, torch.optim.RMSprop, ("lr", "momentum"), {"momentum": 0.85}),
+    "beta1 of Adam": (gdtuo.Adam, torch.optim.Adam, ("lr", "betas"), {}),
+    "beta1 of AdamW": (gdtuo.AdamW, torch.optim.AdamW, ("lr", "beta1"), {}),
+}
+
+
+@pytest.mark.parametrize("what", CYCLED)
+def test_item_11_one_cycle_moves_rate_and_momentum_beside_what_is_learned(what):
+    ours, theirs, learn, options = CYCLED[what]
+    model, twin = Awkward(), Awkward()
+    above = gdtuo.SGD(lr=0.02, optimizer=gdtuo.SGD())
+    tower = ours(two_groups(model, 0.02), lr=0.01, learn=learn, optimizer=above, **options)
+    plain = theirs(two_groups(twin, 0.02), lr=0.01, **options)
+    cycles = [schedulers.OneCycleLR(o, max_lr=[0.04, 0.02], total_steps=STEPS + 1, cycle_momentum=True) for o in (tower, plain)]
+    momenta = set()
+    for step in range(STEPS):
+        for net, optimizer, cycle in zip((model, twin), (tower, plain), cycles, strict=True):
+            backward(net, step)
+            optimizer.step()
+            cycle.step()
+        assert written(tower) == written(plain), f"step {step}"
+        assert_composed(tower, plain)
+        momenta.add(plain.param_groups[0].get("momentum") or plain.param_groups[0]["betas"][0])
+    assert min(momenta) < 0.87
+    assert max(momenta) > 0.94  # a cycle from 0.95 down and up
+    assert all(value.any() for value in learned_values(tower).values())
+
+
+@pytest.mark.parametrize("name", MAKE)
 def test_the_weights_follow_the_composed_rate(name):
     """With learning off, a tower whose shift is s under a scheduler is torch at e^s times the scheduled rate."""
-    (model, tower), _ = make_twins("adam")
+    (model, tower), _ = make_twins("adam, height 3")
     train(model, tower, range(6))
     tower.learning = False
     shifts = [g["L0/shift"].item() for g in tower.param_groups]
@@ -175,16 +235,16 @@ def _torch_group(group: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("bottom", BOTTOMS)
 def test_a_hand_written_loop(bottom):
-    (model, tower), _ = make_twins(bottom)
+    (model, tower), (_, plain) = make_twins(bottom)
     for step in range(STEPS):
-        for g in tower.param_groups:
+        for g in (*tower.param_groups, *plain.param_groups):
             g["lr"] = 0.01 / (1 + step)
         before = learned_values(tower)
-        assert_composed(tower)
+        assert_composed(tower, plain)
         backward(model, step)
         tower.step()
         assert [g["lr"] for g in tower.param_groups] == [0.01 / (1 + step)] * 2
-        assert_composed(tower)
+        assert_composed(tower, plain)
         assert differences(before, learned_values(tower)) or step == 0
     assert [tuple(g["L0/shift"].shape) for g in tower.param_groups]
 
@@ -236,7 +296,7 @@ def test_warm_up_from_zero(bottom, hand):
 
 
 def test_a_schedule_that_ends_at_zero_and_restarts():
-    (model, tower), _ = make_twins("adam")
+    (model, tower), _ = make_twins("adam, height 3")
     for step in range(30):
         for g in tower.param_groups:
             g["lr"] = 0.0 if 10 <= step < 15 else 0.01
@@ -255,7 +315,7 @@ def test_a_schedule_that_ends_at_zero_and_restarts():
 
 @pytest.mark.parametrize("name", MAKE)
 def test_attached_in_mid_run(name):
-    (model, tower), (twin, plain) = make_twins("momentum")
+    (model, tower), (twin, plain) = make_twins("momentum, height 1")
     for net, optimizer in ((model, tower), (twin, plain)):
         train(net, optimizer, range(8))
     learned = learned_values(tower)
@@ -267,13 +327,13 @@ def test_attached_in_mid_run(name):
             optimizer.step()
             advance(scheduler, step)
         assert written(tower) == written(plain)
-        assert_composed(tower)
+        assert_composed(tower, plain)
 
 
 @pytest.mark.parametrize("name", MAKE)
 def test_resumed_with_its_state(name):
     """Model, tower and scheduler saved after 9 steps and loaded into new ones: the next 9 are bitwise the same."""
-    (model, tower), _ = make_twins("momentum")
+    (model, tower), _ = make_twins("momentum, height 1")
     scheduler = MAKE[name](tower)
 
     def go(model, tower, scheduler, steps):
@@ -285,7 +345,7 @@ def test_resumed_with_its_state(name):
 
     go(model, tower, scheduler, range(9))
     saved = [{k: v.clone() for k, v in model.state_dict().items()}, tower.state_dict(), scheduler.state_dict()]
-    (new_model, new_tower), _ = make_twins("momentum")
+    (new_model, new_tower), _ = make_twins("momentum, height 1")
     new_scheduler = MAKE[name](new_tower)
     for target, state in zip((new_model, new_tower, new_scheduler), saved, strict=True):
         target.load_state_dict(state)

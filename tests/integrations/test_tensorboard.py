@@ -69,5 +69,5 @@ def test_of_two_optimizers_each_has_its_section(tmp_path):
 
 def test_what_writes_no_scalars_is_refused():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
-    with pytest.raises(TypeError, match="Lightning's logger has one as logger.experiment"):
+    with pytest.raises(TypeError, match=r"Lightning's logger has one as logger\.experiment"):
         log_hyperparameters(object(), optimizer, 0)
