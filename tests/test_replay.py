@@ -88,6 +88,7 @@ def test_the_rates_are_to_the_bit_whatever_stood_in_the_groups():
         optimizer = torch.optim.SGD(two_groups(Awkward(), 0.0), lr=lr)
         if isinstance(lr, torch.Tensor):
             optimizer.param_groups[1]["lr"] = torch.tensor(0.1, dtype=F64)
+        schedulers.ConstantLR(optimizer, 0.5)  # of an earlier run: it leaves an "initial_lr"
         scheduler = gdtuo.replay(history, optimizer)
         for step in range(12):
             for g, group in enumerate(optimizer.param_groups):

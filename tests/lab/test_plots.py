@@ -71,6 +71,7 @@ def test_rates_stand_on_a_logarithmic_axis_without_the_zero_of_a_warm_up():
     assert history["L0/g0/lr"].values[0] == 0
     rates, _, top, _ = history.plot().axes
     assert rates.get_yscale() == "log"
+    assert rates.yaxis.get_transform().transform([0.0])[0] == -float("inf")  # a gap, not a line to the bottom
     assert 0 < rates.get_ylim()[0] <= min(history["written/L0/g1/lr"].values[1:])
     assert top.get_yscale() == "linear"  # a constant
 
