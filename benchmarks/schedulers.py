@@ -121,8 +121,8 @@ def main() -> None:
     errors: dict[tuple[str, float], list[float]] = {}
     histories: dict[tuple[str, float], gdtuo.History] = {}
     for name, lr, seed in tqdm([(name, lr, seed) for name in OPTIMIZERS for lr in BASES for seed in range(seeds)], unit="run"):
-        error, history = train(name, lr, task, epochs, seed)
-        errors.setdefault((name, lr), []).append(error)
+        percent, history = train(name, lr, task, epochs, seed)
+        errors.setdefault((name, lr), []).append(percent)
         histories.setdefault((name, lr), history)
     print(f"\nTest error in percent, {epochs} epochs of digits, mean of {seeds}\n{table(errors)}")
     draw(histories[TOWER, DRAWN], arguments.out)
