@@ -41,7 +41,7 @@ SCHEDULED = {
 }
 
 #: Keys of our groups that torch's lack, or that mean another thing there.
-OWN = ("params", "param_names", "learning", "skipped", "fused")
+OWN = ("params", "param_names", "learning", "skipped", "fused", "decoupled_weight_decay")  # the last: the class says it
 
 #: What a tower keeps of the last update, in a parameter's state.
 PENDING = re.compile(r"trace_|last_|pending$")

@@ -180,6 +180,18 @@ def test_torch_to_tower_to_torch_is_bitwise(name, options):
     assert not differences(dict(model.named_parameters()), dict(twin.named_parameters()))
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_weight_decay_is_that_of_the_class_whatever_a_loaded_group_said(name):
+    """torch marks the groups of AdamW, and its Adam obeys the mark; our classes do not look at it."""
+    model, optimizer = make(name, "height 1, lr", {"weight_decay": 0.1})
+    for group in optimizer.param_groups:
+        group["decoupled_weight_decay"] = name == "adam"
+    twin, frozen = frozen_twin(model, optimizer)
+    train(model, gdtuo.export(optimizer), range(8, 14))
+    train(twin, frozen, range(8, 14))
+    assert_same_weights(model, twin, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_before_the_first_step(name):
     """torch's state comes with the first step (Adagrad's with the optimizer), and so it does here."""
