@@ -14,6 +14,7 @@ from .domains import Domain
 from .level import TOWER_KEY, Level
 from .observing import unwrap
 from .optimizers import AdaGradRule, AdamRule, AdamWRule, RMSPropRule, SGDRule
+from .parts import Parts
 from .rules import Rule
 
 __all__ = ["TWINS", "Twin", "export"]
@@ -41,7 +42,9 @@ SCHEDULED = {
 }
 
 #: Keys of our groups that torch's lack, or that mean another thing there.
-OWN = ("params", "param_names", "learning", "skipped", "fused", "decoupled_weight_decay")  # the last: the class says it
+OWN = {"params", "param_names", "learn", "learning", "skipped", "steps", "fused"} | {
+    "decoupled_weight_decay"
+}  # the class says it
 
 #: What a tower keeps of the last update, in a parameter's state.
 PENDING = re.compile(r"trace_|last_|pending$")
@@ -87,12 +90,13 @@ def export(optimizer: Any) -> torch.optim.Optimizer:
     if not isinstance(level, Level):
         raise TypeError(f"export() got a {type(level).__name__}, which has no tower to leave behind. Use it as it is.")
     twin, cls = _twin(level)
-    if level.height and level._options.per == "element":
+    parts = level._bound()
+    if level._options.per == "element" and any(parts.learned(g) for g in range(len(level.param_groups))):
         raise ValueError(
             f"{type(level).__name__} has learned a number for each weight, and torch's groups hold one for all. Learn with "
             "per='tensor' or per='group', or keep the tower and set optimizer.learning = False."
         )
-    groups = list(_groups(level))
+    groups = list(_groups(level, parts))
     taken = inspect.signature(cls).parameters.keys() - {"params", "fused"}
     for group in groups:
         try:  # torch looks at its arguments, not at groups
@@ -118,11 +122,12 @@ def _twin(level: Level) -> tuple[Twin, Any]:
     return twin, getattr(torch.optim, twin.name)
 
 
-def _groups(level: Level) -> Iterator[dict[str, Any]]:
+def _groups(level: Level, parts: Parts) -> Iterator[dict[str, Any]]:
     """The groups as torch takes them, effective values in the place of what users wrote."""
     blueprint, values = level.blueprints()[0], level.hyperparameters()
-    learned = level._learned[0] if level.height else ()
     for g, group in enumerate(level.param_groups):
+        columns = parts.learned(g)
+        learned = [name for name in columns if blueprint.learns(name, group)]
         kept = {key: _plain(value) for key, value in group.items() if key not in OWN and not TOWER_KEY.match(key)}
         params = list(zip(group["param_names"], group["params"], strict=True)) if "param_names" in group else group["params"]
         blocks = {"": params}
@@ -136,7 +141,7 @@ def _groups(level: Level) -> Iterator[dict[str, Any]]:
                 options = blueprint.schema.replaced(options, name, values[key + label if key + label in values else key])
             for key in kept.keys() & SCHEDULED.keys():
                 for name in (name for name in SCHEDULED[key] if name in learned):
-                    shift = group["L0/shift"][row, learned.index(name)]
+                    shift = group["L0/shift"][row, columns.index(name)]
                     options[key] = _moved(blueprint.domain(name), kept[key], shift)
             yield {"params": block, **options}
 

@@ -78,11 +78,14 @@ def snapshot(optimizer: Any, extra: Mapping[str, Number] | None = None) -> dict[
     """
     inner = unwrap(optimizer)
     table = _effective(inner)
+    skips: dict[str, Number] = {}
     if isinstance(inner, Level):
         table |= {f"written/{key}": number for key, number in inner._bound().written().items()}
-        skips = [group["skipped"] for group in inner.param_groups if "skipped" in group]
-        table |= {"skipped": torch.stack(skips).sum()} if skips else {}
-    return report.floats(table | dict(extra or {}))
+        skips = {f"skipped/{g}": group["skipped"] for g, group in enumerate(inner.param_groups) if "skipped" in group}
+    found = report.floats(table | skips | dict(extra or {}))
+    if skips:
+        found["skipped"] = sum(found.pop(key) for key in skips)
+    return found
 
 
 def _effective(optimizer: torch.optim.Optimizer) -> dict[str, Number]:

@@ -119,6 +119,28 @@ def test_per_tensor_each_parameter_gets_a_group(named):
     assert len({group["lr"] for group in exported.param_groups}) > 3
 
 
+@pytest.mark.parametrize("per", ["group", "tensor"])
+def test_groups_that_learn_in_ways_of_their_own(per):
+    model = Awkward()
+    groups = [
+        {"params": [model.tied, model.frozen], "learn": ()},
+        {"params": [model.bias], "name": "bias"},
+        {"params": [model.scale, model.unused], "optimizer": gdtuo.Adam(lr=0.02), "learn": "all"},
+    ]
+    learning = {"learn": ("betas", "eps"), "per": per, "optimizer": gdtuo.SGD(lr=0.05)}
+    optimizer = gdtuo.AdamW(groups, lr=0.01, weight_decay=0.1, **learning)
+    train(model, optimizer, range(8))
+    twin, frozen = frozen_twin(model, optimizer)
+    exported = gdtuo.export(optimizer)
+    assert [len(group["params"]) for group in exported.param_groups] == ([2, 1, 2] if per == "group" else [2, 1, 1, 1])
+    assert [group["lr"] == 0.01 for group in exported.param_groups][:3] == [True, True, False]
+    assert [group["eps"] == 1e-8 for group in exported.param_groups][:3] == [True, False, False]
+    assert not {key for group in exported.param_groups for key in group} & {"learn", "learning", "steps", "skipped", "optimizer"}
+    train(model, exported, range(8, 16))
+    train(twin, frozen, range(8, 16))
+    assert_same_weights(model, twin, rtol=1e-12, atol=1e-12)
+
+
 def test_the_tower_is_left_as_it_is():
     model, optimizer = make("adam", "height 2, all", CLASSES["adam"])
     before = copy.deepcopy(optimizer.state_dict())

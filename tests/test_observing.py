@@ -121,9 +121,32 @@ def test_a_snapshot_is_effective_values_written_ones_skips_and_what_is_added():
     assert found["L0/g0/lr"] != found["written/L0/g0/lr"]
 
 
+def mixed(per="group"):
+    """A group that learns nothing, one with the level's tower, one with a tower of its own."""
+    model = Awkward()
+    groups = [
+        {"params": [model.tied], "learn": ()},
+        {"params": [model.bias]},
+        {"params": [model.scale, model.unused], "optimizer": gdtuo.Adam(lr=0.02, optimizer=gdtuo.SGD()), "learn": ("lr", "eps")},
+    ]
+    optimizer = gdtuo.Adam(groups, lr=0.01, learn=("lr", "eps"), per=per, optimizer=gdtuo.SGD(lr=0.05))
+    train(model, optimizer, range(5))
+    return optimizer
+
+
+def test_a_snapshot_of_groups_that_learn_in_ways_of_their_own():
+    optimizer = mixed()
+    found = snapshot(optimizer)
+    written = {key for key in found if key.startswith("written/")}
+    assert written == {f"written/{key}" for key in ("L0/g1/lr", "L0/g1/eps", "L0/g2/lr", "L0/g2/eps", "L1/g2/lr")}
+    assert {key: found[key] for key in found if key.startswith("L")} == optimizer.hyperparameters()
+    assert found["L0/g0/lr"] == 0.01 != found["L0/g1/lr"]
+    assert found["skipped"] == 0
+
+
 def test_a_snapshot_is_read_at_once(monkeypatch):
     """Each tolist or item is a wait for the device."""
-    optimizer = trained("momentum/adam, per tensor")
+    optimizer = mixed("tensor")
     for group in optimizer.param_groups:
         group["lr"] = torch.tensor(0.1, dtype=F64)
     snapshot(optimizer)
@@ -133,7 +156,7 @@ def test_a_snapshot_is_read_at_once(monkeypatch):
         monkeypatch.setattr(torch.Tensor, name, lambda t, own=own, name=name: calls.append(name) or own(t))
     found = snapshot(optimizer, {"loss": torch.tensor(0.5)})
     assert calls == ["tolist"]
-    assert found["written/L0/g0/lr"] == 0.1
+    assert found["written/L0/g1/lr"] == 0.1
 
 
 def test_many_groups_cost_no_more_than_in_proportion():

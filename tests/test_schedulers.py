@@ -99,7 +99,7 @@ def written(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
 
 def assert_composed(tower: gdtuo.Level, plain: torch.optim.Optimizer) -> None:
     """Effective lr = scheduled lr · e^shift, momenta likewise in the logit; `plain` had the same schedule and no tower."""
-    values = tower.hyperparameters()
+    values, columns = tower.hyperparameters(), tower._options.learn
     for g, (group, scheduled) in enumerate(zip(tower.param_groups, plain.param_groups, strict=True)):
         shift, lr = group["L0/shift"], float(scheduled["lr"])
         if tower._options.per == "element":
@@ -109,7 +109,7 @@ def assert_composed(tower: gdtuo.Level, plain: torch.optim.Optimizer) -> None:
         momenta = {"momentum": scheduled["momentum"]} if "momentum" in scheduled else {}
         momenta |= {f"beta{i}": beta for i, beta in enumerate(scheduled.get("betas", ()), 1)}
         for name, momentum in momenta.items():
-            turn = shift[0, tower._learned[0].index(name)].item() if name in tower._learned[0] else 0.0
+            turn = shift[0, columns.index(name)].item() if name in columns else 0.0
             odds = momentum / (1 - momentum) * math.exp(turn)
             assert values[f"L0/g{g}/{name}"] == pytest.approx(odds / (1 + odds), rel=1e-12, abs=0)
 

@@ -74,7 +74,8 @@ def plot_history(history: History, path: str | Path | None = None, title: str | 
         raise ImportError("A picture takes matplotlib, which is missing: pip install matplotlib.") from error
     inner = unwrap(history.optimizer) if history.optimizer is not None else None
     tower = str(inner) if isinstance(inner, Level) else type(inner).__name__ if inner is not None else ""
-    levels = tower.split(" / ")
+    mixed = isinstance(inner, Level) and any(inner._template_of)  # groups with towers of their own: no name fits all
+    levels = [] if mixed else tower.split(" / ")
     chosen = panels(history)
     own = [name for name in history if not KEY.fullmatch(name) and (name != "skipped" or any(history[name].values))]
     count = len(chosen) + len(own)

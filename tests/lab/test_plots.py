@@ -111,6 +111,15 @@ def test_of_many_groups_a_median_too():
     assert middle == {step: sorted(rate[step] for rate in rates)[4] for step in history.steps}
 
 
+def test_where_groups_have_towers_of_their_own_no_level_has_a_name():
+    def groups(model):
+        return [{"params": [model.tied]}, {"params": [model.bias, model.scale], "optimizer": gdtuo.Adam(lr=0.02)}]
+
+    figure = recorded(gdtuo.Adam(lr=0.01, optimizer=gdtuo.SGD()), groups).plot()
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["Level 0: learning rate", "Level 1: learning rate", "loss"]
+    assert [text.get_text() for text in figure.axes[1].get_legend().get_texts()] == ["group 0", "group 1"]
+
+
 def test_of_weights_mean_and_range():
     history = recorded(gdtuo.SGD(lr=0.05, per="element", optimizer=gdtuo.SGD()), lambda model: model.parameters())
     axes = history.plot().axes[0]
