@@ -181,6 +181,14 @@ def test_a_tensor_becomes_a_number():
     train(model, exported, range(3, 5))
 
 
+@pytest.mark.parametrize("name", PAIRS)
+def test_fused_is_left_to_torch(name):
+    """Here it compiles, there it picks a kernel, which RMSprop does not have."""
+    exported = gdtuo.export(PAIRS[name].ours([torch.nn.Parameter(torch.ones(1))], fused=True))
+    assert exported.param_groups[0].get("fused") is None
+    assert exported.defaults.get("fused") is None
+
+
 # ---------------------------------------------------------------- there and back
 
 
