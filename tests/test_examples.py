@@ -1,5 +1,7 @@
 """The examples run, and what they print and draw shows what they claim. Small versions, as a user would start them."""
 
+import csv
+import json
 import re
 import subprocess
 import sys
@@ -211,3 +213,42 @@ def test_one_rank_alone_is_told_how_to_start(name):
     result = run(name)
     assert result.returncode == 2
     assert "torchrun --nproc-per-node 2" in result.stderr
+
+
+def lightning_rates(folder):
+    """The learning rates that Lightning logged."""
+    (path,) = folder.glob("tower/version_0/metrics.csv")
+    with path.open() as file:
+        return [float(row["L0/g0/lr"]) for row in csv.DictReader(file) if row["L0/g0/lr"]]
+
+
+def transformers_rates(folder):
+    """The learning rates that Hugging Face's Trainer logged, each over what its schedule said."""
+    log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [1e-5 * entry["L0/g0/lr"] / entry["learning_rate"] for entry in log if "learning_rate" in entry]
+
+
+def accelerate_rates(folder):
+    """The learning rates that accelerate logged."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # slow to import
+
+    (path,) = folder.glob("tower/events*")
+    events = EventAccumulator(str(path))
+    events.Reload()
+    return [event.value for event in events.Scalars("L0/g0/lr")]
+
+
+@pytest.mark.parametrize(
+    ("name", "rates"), [("lightning", lightning_rates), ("transformers", transformers_rates), ("accelerate", accelerate_rates)]
+)
+def test_trainers(name, rates, tmp_path):
+    result = run(f"{name}_digits.py", "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    (plain, _), (tower, learned) = rows(result.stdout, "adamw?|adamw? / sgd / sgd").values()
+    assert plain > 80  # it has barely moved
+    assert tower < 6
+    assert 3e-3 < learned < 1e-1
+    logged = rates(tmp_path)
+    assert len(logged) >= 15
+    assert logged[0] < 1.2e-5
+    assert logged[-1] > 3e-3
