@@ -1,90 +1,26 @@
-"""Lightning drives a tower as a hand-written loop does, and logs what it learns."""
+"""Lightning drives a tower as a hand-written loop does."""
 
 from __future__ import annotations
 
-import csv
-import logging
-import sys
 from functools import partial
 
 import lightning
 import pytest
 import torch
 from cases import TOWERS, differences
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer, callbacks
+from lightning.pytorch import Trainer, callbacks
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.tuner import Tuner
+from lightning_trainees import SGDS, TOWER, Manual, Module, fit, linear, logged
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from trainees import BATCH, EPOCH, Network, assert_learned, batches, by_hand, data, everything
 
 import gdtuo
-from gdtuo.integrations.lightning import HyperparameterMonitor
 
-logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 pytestmark = pytest.mark.filterwarnings("ignore:::lightning")
 
-SGDS = gdtuo.SGD(optimizer=gdtuo.SGD())
-TOWER = gdtuo.AdamW(lr=0.01, optimizer=SGDS)
 CHOSEN = pytest.mark.parametrize("tower", ["adam/sgd/sgd", "adamw/torch", "adam/momentum/adam, horizon"])
-
-
-def linear(optimizer):
-    """A schedule that moves at every step."""
-    return torch.optim.lr_scheduler.LinearLR(optimizer, 0.25, 1.0, total_iters=2 * EPOCH)
-
-
-class Module(LightningModule):
-    """Notes what every update used."""
-
-    def __init__(self, template=TOWER, schedule=None, seed=0):
-        super().__init__()
-        self.network, self.template, self.schedule = Network(seed), template, schedule
-        self.lr = None  # for lr_find
-        self.used, self.written = [], []
-
-    def training_step(self, batch, index):
-        loss = self.network(*batch)["loss"]
-        self.log("loss", loss)
-        return loss
-
-    def configure_optimizers(self):
-        optimizer = self.template.bind(self.network.groups())
-        for group in optimizer.param_groups if self.lr else ():
-            group["lr"] = self.lr
-        if self.schedule is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.schedule(optimizer), "interval": "step"}}
-
-    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self.used.append(optimizer.hyperparameters())
-        self.written.append([group["lr"] for group in optimizer.param_groups])
-
-    def train_dataloader(self):
-        return DataLoader(TensorDataset(*data()), BATCH)
-
-
-class ByStep(Module):
-    """Its batches follow from the step: Lightning starts an epoch that was interrupted with its first batch again."""
-
-    def training_step(self, batch, index):
-        return super().training_step(batches()[self.trainer.global_step % EPOCH], index)
-
-
-def fit(module, folder, ckpt_path=None, **settings):
-    """A trainer that is silent unless told otherwise, after `fit`."""
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False, "logger": False}
-    trainer = Trainer(**{"max_epochs": 2, "accelerator": "cpu", "default_root_dir": folder, **quiet, **settings})
-    trainer.fit(module, ckpt_path=ckpt_path)
-    return trainer
-
-
-def logged(folder):
-    """The rows of a CSVLogger's file, without empty cells, as numbers."""
-    with (folder / "lightning_logs" / "version_0" / "metrics.csv").open() as file:
-        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
 
 
 # ---------------------------------------------------------------- item 19: fit, clip, accumulate
@@ -149,6 +85,13 @@ def test_item_19_precisions_leave_the_levels_above_in_double(precision, tmp_path
 
 
 # ---------------------------------------------------------------- item 19: resume
+
+
+class ByStep(Module):
+    """Its batches follow from the step: Lightning starts an epoch that was interrupted with its first batch again."""
+
+    def training_step(self, batch, index):
+        return super().training_step(batches()[self.trainer.global_step % EPOCH], index)
 
 
 @CHOSEN
@@ -261,30 +204,6 @@ def test_item_19_finetuning_adds_a_group_that_learns_by_itself(tmp_path):
 # ---------------------------------------------------------------- manual optimization, Fabric
 
 
-class Manual(Module):
-    """A tower for the first layer, torch's SGD for the second, in turns."""
-
-    automatic_optimization = False
-
-    def __init__(self, *towers):
-        super().__init__()
-        self.automatic_optimization = False
-        self.optimizers_of = towers
-
-    def configure_optimizers(self):
-        layers = (self.network.first, self.network.second)
-        return [make(layer.parameters()) for make, layer in zip(self.optimizers_of, layers, strict=True)]
-
-    def training_step(self, batch, index):
-        for optimizer in self.optimizers():
-            self.toggle_optimizer(optimizer)
-            optimizer.zero_grad()
-            self.manual_backward(self.network(*batch)["loss"])
-            self.clip_gradients(optimizer, 0.1, "norm")
-            optimizer.step()
-            self.untoggle_optimizer(optimizer)
-
-
 def test_item_19_manual_optimization_with_two_optimizers(tmp_path):
     module = Manual(TOWER.bind, partial(torch.optim.SGD, lr=0.1))
     trainer = fit(module, tmp_path)
@@ -351,90 +270,3 @@ def test_fabric_saves_and_loads_a_tower(tmp_path):
     twin = TOWER.bind(other.groups())
     by_hand(other, twin, batches(2), clip=partial(nn.utils.clip_grad_norm_, max_norm=0.1))
     assert not differences(everything(other, twin), first)
-
-
-# ---------------------------------------------------------------- HyperparameterMonitor
-
-
-def test_monitor_logs_at_the_trainer_s_steps_what_a_step_begins_with(tmp_path):
-    module = Module(schedule=linear)
-    fit(module, tmp_path, logger=CSVLogger(tmp_path), log_every_n_steps=5, callbacks=[HyperparameterMonitor()])
-    rows = [row for row in logged(tmp_path) if "skipped" in row]
-    assert [row["step"] for row in rows] == [4, 9, 14, 19, 24]
-    network = Network()
-    optimizer = TOWER.bind(network.groups())
-    scheduler, begins = linear(optimizer), []
-    for batch in [*batches(2), None]:
-        written = {f"written/L0/g{g}/lr": group["lr"] for g, group in enumerate(optimizer.param_groups)}
-        written |= {f"written/L1/g{g}/lr": 0.01 for g in range(2)}
-        begins.append({**optimizer.hyperparameters(), **written, "skipped": 0.0})
-        by_hand(network, optimizer, [batch] if batch else [], scheduler=scheduler)
-    for row in rows:
-        assert begins[int(row.pop("step"))] == row
-    assert (
-        len({begin["L0/g0/lr"] / begin["written/L0/g0/lr"] for begin in begins}) == len(begins) - 1
-    )  # the first step teaches nothing
-
-
-def test_monitor_logs_at_the_start_of_epochs_and_at_the_end(tmp_path):
-    module = Module()
-    fit(module, tmp_path, logger=CSVLogger(tmp_path), callbacks=[HyperparameterMonitor("epoch")], log_every_n_steps=1)
-    rows = [row for row in logged(tmp_path) if "skipped" in row]
-    assert [row["step"] for row in rows] == [0, EPOCH, 2 * EPOCH]
-    assert [row["L0/g1/lr"] for row in rows[1:]] == [module.used[i]["L0/g1/lr"] for i in (EPOCH - 1, 2 * EPOCH - 1)]
-
-
-def test_monitor_logs_an_accumulated_step_once(tmp_path):
-    class Seen(CSVLogger):
-        steps = []
-
-        def log_metrics(self, metrics, step=None):
-            if "skipped" in metrics:
-                self.steps.append(step)
-
-    settings = {"logger": Seen(tmp_path), "log_every_n_steps": 1, "accumulate_grad_batches": 4}
-    fit(Module(), tmp_path, callbacks=[HyperparameterMonitor()], **settings)
-    assert Seen.steps == [0, 1, 2, 3, 4, 5, 6]
-
-
-def test_monitor_counts_what_was_skipped(tmp_path):
-    class Broken(Module):
-        def on_before_optimizer_step(self, optimizer):
-            if self.trainer.global_step == 20:
-                self.network.first.weight.grad.fill_(float("nan"))
-
-    trainer = fit(Broken(), tmp_path, logger=CSVLogger(tmp_path), callbacks=[HyperparameterMonitor()], log_every_n_steps=1)
-    counts = [row["skipped"] for row in logged(tmp_path) if "skipped" in row]
-    assert counts[:21] == [0.0] * 21  # the last of them before the step in question
-    assert counts[21] == 1.0  # of two groups, one is not finite
-    assert counts[-1] == trainer.optimizers[0].skipped > 1
-
-
-def test_monitor_tells_several_optimizers_apart(tmp_path):
-    settings = {"logger": CSVLogger(tmp_path), "log_every_n_steps": 1, "max_epochs": 1}
-    module = Manual(TOWER.bind, partial(torch.optim.SGD, lr=0.1))
-    trainer = fit(module, tmp_path, callbacks=[HyperparameterMonitor()], **settings)
-    last = logged(tmp_path)[-1]
-    assert last["step"] == EPOCH  # not the count of both optimizers' steps
-    for key, value in trainer.optimizers[0].hyperparameters().items():
-        assert last[f"optimizer0/{key}"] == value
-    assert last["optimizer0/skipped"] == 0
-    assert last["optimizer1/L0/g0/lr"] == 0.1
-    assert "optimizer1/skipped" not in last  # it is torch's
-
-
-@pytest.mark.parametrize(
-    ("arguments", "settings", "remedy"),
-    [(["never"], {}, 'give "step" or "epoch"'), ([], {"logger": False}, "Give the Trainer a logger")],
-)
-def test_monitor_says_what_is_wrong(arguments, settings, remedy, tmp_path):
-    with pytest.raises(MisconfigurationException, match=remedy):
-        fit(Module(), tmp_path, callbacks=[HyperparameterMonitor(*arguments)], **settings)
-
-
-def test_without_lightning_the_import_says_what_to_install(monkeypatch):
-    monkeypatch.delitem(sys.modules, "gdtuo.integrations.lightning")
-    monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
-    monkeypatch.setitem(sys.modules, "lightning.fabric.utilities.exceptions", None)
-    with pytest.raises(ModuleNotFoundError, match="pip install lightning"):
-        import gdtuo.integrations.lightning  # noqa: F401
