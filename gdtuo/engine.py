@@ -14,10 +14,10 @@ from torch import Tensor
 from .blocks import Workspace
 from .blueprint import Blueprint
 from .collective import Collective
-from .hyperparameters import written
 from .ladder import Ladder, Plan
 from .large import LargeBucket
 from .layout import Bucket, Place, Run, numel
+from .learned import written
 from .recipes import Recipe
 from .recording import UnrecordableError
 from .rules import Number

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .domains import Domain
 from .graphs import Graph, capturable
-from .hyperparameters import Learned, written
+from .learned import Learned, written
 from .pullback import Sums, derive, elementwise_hypergradient, hypergradient, noise
 from .recording import UnrecordableError
 from .rules import Number, Rule

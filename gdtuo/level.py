@@ -492,6 +492,7 @@ class Level(torch.optim.Optimizer):
                     f"The state dict holds another optimizer than this one ({self}): group {g} has no {', '.join(missing)}. Load "
                     "it into the optimizer that it was saved from."
                 )
+            self.check(saved)
             theirs, ours = (
                 {
                     key: value.shape[key == "L0/last" :]

@@ -13,7 +13,7 @@ import torch
 
 from gdtuo import Domain, Positive, Real, UnitInterval
 from gdtuo.compat.domains import HalfLogit, Square
-from gdtuo.hyperparameters import Learned, written
+from gdtuo.learned import Learned, written
 
 
 def logit(y):

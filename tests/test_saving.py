@@ -252,6 +252,18 @@ def test_a_torch_adam_state_dict_continues_in_a_tower(optimizer):
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
+@pytest.mark.parametrize(("theirs", "ours"), [("Adam", gdtuo.AdamW), ("AdamW", gdtuo.Adam)])
+def test_a_torch_dict_of_the_other_weight_decay_is_refused(theirs, ours):
+    """torch's two have the same keys and states, and mark which decay is meant."""
+    model = Awkward()
+    saved = getattr(torch.optim, theirs)(model.parameters(), weight_decay=0.1)
+    optimizer = ours(model.parameters(), weight_decay=0.1, optimizer=gdtuo.SGD())
+    before = copy.deepcopy(everything(model, optimizer))
+    with pytest.raises(ValueError, match=f"Use gdtuo.{theirs}"):
+        optimizer.load_state_dict(saved.state_dict())
+    assert not differences(before, everything(model, optimizer))
+
+
 def test_a_torch_state_dict_with_frozen_learning_is_torch():
     model, twin = Awkward(), Awkward()
     theirs = torch.optim.Adam(two_groups(model, 0.02), lr=0.01, foreach=False)

@@ -209,7 +209,14 @@ class Adam(Level):
 
     @classmethod
     def check(cls, group: Mapping[str, Any]) -> None:
-        """A beta of 1 would never take anything in."""
+        """A beta of 1 would never take anything in; torch marks in a group which weight decay is meant."""
+        decoupled = issubclass(cls.rule, AdamWRule)
+        if group.get("decoupled_weight_decay", decoupled) != decoupled:
+            other = "Adam" if decoupled else "AdamW"
+            raise ValueError(
+                f"{cls.__name__} got a group with decoupled_weight_decay={not decoupled}: its weight decay is "
+                f"{'decoupled' if decoupled else 'a part of the gradient'}. Use gdtuo.{other}."
+            )
         for i, beta in enumerate(group["betas"]):
             if not beta < 1:
                 raise ValueError(f"{cls.__name__} got betas[{i}]={beta}: a beta is in [0, 1). Usual values are (0.9, 0.999).")
