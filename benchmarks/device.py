@@ -71,8 +71,10 @@ def trained(device: str, tower: Callable[[], gdtuo.Level], width: int = 16, step
 
 
 def distance(a: list[Tensor], b: list[Tensor]) -> float:
-    """The largest difference."""
-    return max(float((x.double() - y.double()).abs().max()) for x, y in zip(a, b, strict=True))
+    """The largest difference, relative where numbers are large."""
+    return max(
+        float(((x.double() - y.double()).abs() / y.double().abs().clamp_min(1.0)).max()) for x, y in zip(a, b, strict=True)
+    )
 
 
 def apart(a: dict[str, float], b: dict[str, float]) -> float:
@@ -92,6 +94,39 @@ def check_agreement(device: str) -> Iterator[tuple[str, float, float]]:
             )
             yield f"{name}, {width} wide, weights", distance(ours, theirs), 1e-9
             yield f"{name}, {width} wide, learned", apart(optimizer.hyperparameters(), other.hyperparameters()), 1e-7
+
+
+def check_native(device: str) -> Iterator[tuple[str, float, float]]:
+    """32 bits and a learned rate alone, where torch's fused kernels may do the update; against torch without a tower, too."""
+    towers = {
+        "adam": lambda **above: gdtuo.Adam(lr=0.01, weight_decay=0.1, **above),
+        "adamw": lambda **above: gdtuo.AdamW(lr=0.01, amsgrad=True, **above),
+        "sgd": lambda **above: gdtuo.SGD(lr=0.05, momentum=0.9, **above),
+        "adagrad": lambda **above: gdtuo.AdaGrad(lr=0.05, **above),
+    }
+    torchs = {
+        "adam": lambda params: torch.optim.Adam(params, lr=0.01, weight_decay=0.1),
+        "adamw": lambda params: torch.optim.AdamW(params, lr=0.01, amsgrad=True),
+        "sgd": lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9),
+        "adagrad": lambda params: torch.optim.Adagrad(params, lr=0.05, eps=1e-10),
+    }
+    for name, tower in towers.items():
+        for width in (16, 90_000):
+            found = []
+            for where, build in (
+                (device, tower(optimizer=gdtuo.SGD(lr=0.02)).bind),
+                ("cpu", tower(optimizer=gdtuo.SGD(lr=0.02)).bind),
+                (device, tower().bind),
+                (device, torchs[name]),
+            ):
+                model = network(where, torch.float32, width)
+                optimizer = build(model.parameters())
+                for step in range(8 if width == 16 else 3):
+                    backward(model, step)
+                    optimizer.step()
+                found.append([p.detach().cpu() for p in model.parameters()])
+            yield f"{name}, {width} wide: learned rate", distance(found[0], found[1]), 2e-4
+            yield f"{name}, {width} wide: as torch", distance(found[2], found[3]), 2e-5
 
 
 def check_no_waiting(device: str) -> Iterator[tuple[str, float, float]]:
@@ -262,6 +297,7 @@ def check_sharding(device: str) -> Iterator[tuple[str, float, float]]:
 
 CHECKS: dict[str, Callable[[str], Iterator[tuple[str, float, float]]]] = {
     "agreement": check_agreement,
+    "native": check_native,
     "no waiting": check_no_waiting,
     "saving": check_saving,
     "moved": check_moved,
