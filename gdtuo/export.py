@@ -41,10 +41,8 @@ SCHEDULED = {
     **dict.fromkeys(("max_momentum", "base_momentum"), ("momentum", "beta1")),
 }
 
-#: Keys of our groups that torch's lack, or that mean another thing there.
-OWN = {"params", "param_names", "learn", "learning", "skipped", "steps", "fused"} | {
-    "decoupled_weight_decay"
-}  # the class says it
+#: Keys of our groups that torch's lack, that mean another thing there, or that its class decides.
+OWN = {"params", "param_names", "learn", "learning", "skipped", "steps", "fused", "decoupled_weight_decay"}
 
 #: What a tower keeps of the last update, in a parameter's state.
 PENDING = re.compile(r"trace_|last_|pending$")
