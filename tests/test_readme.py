@@ -9,10 +9,11 @@ import torch
 
 import gdtuo
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+TESTS = Path(__file__).parent
+README = (TESTS.parent / "README.md").read_text()
 
 
-def test_every_block_runs_and_its_towers_learn():
+def test_every_block_runs_and_its_towers_learn(tmp_path, monkeypatch):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
     data = [(torch.randn(16, 4), torch.randn(16, 1)) for _ in range(4)]
@@ -20,9 +21,18 @@ def test_every_block_runs_and_its_towers_learn():
     def loss(model, batch):
         return (model(batch[0]) - batch[1]).square().mean()
 
-    namespace = {"model": model, "torch": torch, "gdtuo": gdtuo, "loss": loss, "training": data * 5, "validation": data[0]}
+    monkeypatch.chdir(tmp_path)  # where a block writes files
+    halves = {"backbone": model[:2], "head": model[2:]}
+    namespace = {
+        "model": model,
+        "torch": torch,
+        "gdtuo": gdtuo,
+        "loss": loss,
+        "training": data * 5,
+        "validation": data[0],
+    } | halves
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     for block in blocks:
         exec(block, namespace)
         if "hypergradient(" in block:
@@ -42,3 +52,25 @@ def test_every_block_runs_and_its_towers_learn():
         assert optimizer.hyperparameters() != before
         assert optimizer.skipped == 0
     assert str(optimizer) == "lion / sgd / sgd"
+
+
+def test_blocks_that_need_other_packages_are_python():
+    """They run in tests/integrations and tests/distributed, with more around them."""
+    blocks = re.findall(r"```py\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        compile(block, "README.md", "exec")
+
+
+def test_the_compatibility_table_names_tests_that_exist():
+    """Each row at least one; and each item of the acceptance list has a test somewhere."""
+    table = README.split("| works with |")[1].split("\n\n")[0].splitlines()[2:]
+    assert len(table) > 10
+    for row in table:
+        named = re.findall(r"`([\w/]+\.py)::(\w+)`", row)
+        assert named, row
+        for path, name in named:
+            assert f"def {name}(" in (TESTS / path).read_text(), f"{path}::{name}"
+    everything = "".join(path.read_text() for path in TESTS.rglob("test_*.py"))
+    items = {int(number) for number in re.findall(r"def test_item_(\d+)_", everything)}
+    assert items == set(range(1, 23))

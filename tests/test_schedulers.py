@@ -250,7 +250,7 @@ def test_a_hand_written_loop(bottom):
 
 
 @pytest.mark.parametrize("kind", ["float", "tensor"])
-def test_a_write_in_mid_run_is_used_at_once(kind):
+def test_item_4_a_write_in_mid_run_is_used_at_once(kind):
     """Zero gradients for the tower's top would hide it, so compare with a twin that was written before the step."""
     model = Awkward()
     rate = 0.01 if kind == "float" else torch.tensor(0.01, dtype=torch.float64)
