@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["Graph", "capturable"]
+__all__ = ["Graph", "UncapturableError", "capturable"]
 
 T = TypeVar("T")
 
@@ -20,6 +20,10 @@ T = TypeVar("T")
 def capturable(device: torch.device) -> bool:
     """Whether functions may be captured now; inside a capture of the user's own they are part of that one."""
     return device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
+
+
+class UncapturableError(Exception):
+    """A function does what a graph cannot hold."""
 
 
 class Graph(Generic[T]):
@@ -30,7 +34,7 @@ class Graph(Generic[T]):
         state: what it changes. It runs a few times before it is captured; afterwards this holds what it held.
 
     Raises:
-        RuntimeError: if the function cannot be captured.
+        UncapturableError: if the function cannot be captured, as one that reads a number.
     """
 
     def __init__(self, function: Callable[[], T], state: Sequence[Tensor] = ()) -> None:
@@ -40,11 +44,14 @@ class Graph(Generic[T]):
         with torch.cuda.stream(stream):  # libraries set themselves up outside of the capture
             function()
         torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):  # other threads load data meanwhile
-            self._result = function()
         for x, old in zip(state, before, strict=True):
             x.copy_(old)
+        self._graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):  # other threads load data meanwhile
+                self._result = function()
+        except RuntimeError as error:
+            raise UncapturableError(str(error)) from error
 
     def __call__(self) -> T:
         """The function's result, in memory that the next call overwrites."""

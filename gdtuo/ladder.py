@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .domains import Domain
-from .graphs import Graph, capturable
+from .graphs import Graph, UncapturableError, capturable
 from .learned import Learned, written
 from .pullback import Sums, derive, elementwise_hypergradient, hypergradient, noise
 from .recording import UnrecordableError
@@ -152,7 +152,7 @@ class Ladder:
             try:
                 with torch.device("cpu"):  # as where it was built
                     tape = self._tapes[function] = make(lambda: function(self), state=[self.store.flat, self.skipped])
-            except (UnrecordableError, RuntimeError):  # a user's rule that branches on a number
+            except (UnrecordableError, UncapturableError):  # a user's rule that branches on a number
                 self._replays = False
                 function(self)
                 return

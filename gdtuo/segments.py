@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .graphs import Graph, capturable
+from .graphs import Graph, UncapturableError, capturable
 from .kernel import Kernel
 from .layout import Bucket, Run, unflatten
 from .numbers import Function
@@ -290,7 +290,7 @@ def _captured(function: Function, like: Tensor) -> Callable[[Tensor], Tensor]:
     memory = like.clone()
     try:
         graph = Graph(lambda: function(memory))
-    except RuntimeError:  # a user's rule that reads a number
+    except UncapturableError:  # a user's rule that reads a number
         return function
 
     def run(given: Tensor) -> Tensor:
