@@ -1,5 +1,6 @@
 """The benchmarks measure what they say. No test here looks at how fast anything is."""
 
+import math
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from benchmarks import __main__ as command
 from benchmarks import (
     children,
     curvature,
+    device,
     memory,
     models,
     picture,
@@ -571,3 +573,33 @@ def test_schedulers_command(tmp_path, monkeypatch, capsys, one_thread):
     for name in schedulers.OPTIMIZERS:
         (line,) = (line for line in printed.splitlines() if line.startswith(name))
         assert len(re.findall(r"\d+\.\d", line)) == 4
+
+
+# ---------------------------------------------------------------- a device
+
+
+@pytest.mark.parametrize("only", ["mixed precision", "whole training", "sharding"])
+def test_the_checks_of_a_device_hold_on_the_cpu(only, capsys):
+    assert device.main(["--device", "cpu", "--only", only]) == 0
+    assert "met" in capsys.readouterr().out
+
+
+def test_a_check_that_fails_or_breaks_is_counted(monkeypatch, capsys):
+    def broken(where):
+        yield "fine", 0.0, 0.0
+        yield "wrong", math.nan, 1.0
+        raise RuntimeError("lost")
+
+    monkeypatch.setattr(device, "CHECKS", {"sharding": broken})
+    assert device.main(["--device", "cpu"]) == 2
+    out = capsys.readouterr().out
+    assert "MISSED" in out
+    assert "RuntimeError: lost" in out
+
+
+def test_without_a_gpu_one_is_told_what_runs(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as stop:
+        device.main([])
+    assert stop.value.code == 2
+    assert "--device cpu" in capsys.readouterr().err
