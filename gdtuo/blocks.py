@@ -158,6 +158,8 @@ def _general(operation: Operation, dtype: torch.dtype) -> tuple[Callable[..., No
         if isinstance(x, Ref):
             if x.kind == "array":
                 return places[x.place]
+            if x.kind == "condition":
+                return factors[x.place] != 0
             return factors[x.place].to(dtype) if dtype.is_floating_point else factors[x.place]
         return [bound(y, places, factors) for y in x] if isinstance(x, tuple) else x
 

@@ -43,8 +43,7 @@ class Blueprint:
 
     def switches(self, group: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The rule's switches: each group's own for the weights' level, else the level's."""
-        source = self.settings if group is None or self.height else group
-        return {name: source[name] for name in self.schema.rule.switches()}
+        return self.schema.switches(self.settings if group is None or self.height else group)
 
     def rule(self, group: Mapping[str, Any] | None = None) -> Rule:
         """The update rule with its switches set."""
@@ -71,7 +70,7 @@ class Blueprint:
     def learns(self, name: str, group: Mapping[str, Any]) -> bool:
         """Whether a group asks to have a hyperparameter learned."""
         chosen = self.chosen(group)
-        return chosen is None or name in chosen
+        return name not in self.schema.rule.flat if chosen is None else name in chosen
 
     def learned(self, groups: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
         """The names that the level above learns.

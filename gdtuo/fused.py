@@ -148,6 +148,8 @@ def _function(kernel: Kernel, left_out: Sequence[Home]) -> Callable[..., Any]:
 
     def bound(x: Any) -> Any:
         if isinstance(x, Ref):
+            if x.kind == "condition":
+                return graph.call_function(torch.ne, (factors[x.place], 0))
             return registers[x.place] if x.kind == "array" else factors[x.place]
         return tuple(bound(y) for y in x) if isinstance(x, tuple) else x
 

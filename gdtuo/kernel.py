@@ -7,7 +7,7 @@ A recorded update mixes arithmetic on hyperparameters, 1 - β1^t, with arithmeti
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -40,6 +40,7 @@ class Outcome:
         tangents: (array, number): arrays z, up to a number, of which ⟨g, z⟩ and |z|² are wanted.
         moved: the array Δ of which |Δ|² is wanted, None for none.
         change: an array that is wanted up to a factor.
+        numbers: name -> what replaces a state that is a number.
     """
 
     arrays: Mapping[str, Tensor]
@@ -47,6 +48,7 @@ class Outcome:
     tangents: Sequence[tuple[Tensor, Tensor | float]] = ()
     moved: Tensor | None = None
     change: Tensor | None = None
+    numbers: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Kernel:
@@ -55,7 +57,7 @@ class Kernel:
     Args:
         function: of arrays and 0-d hyperparameters, by name; elementwise in the arrays.
         arrays: example inputs, of length `EXAMPLE`.
-        numbers: names of the hyperparameters, and last "step", the count of updates.
+        numbers: names of the hyperparameters, of the states that are numbers, and last "step", the count of updates.
 
     Attributes:
         inputs: names of the input arrays, registers 0, 1, ...
@@ -67,6 +69,7 @@ class Kernel:
         change: the register of the wanted array, and the place of its factor among the factors.
         change_alone: whether no operation takes that factor.
         lasting: whether what the tangents are made of stands apart from weights and gradient.
+        uniform: of the hyperparameters: the states that are numbers, after the update.
         sums: of the hyperparameters and the dot products: [⟨g, z⟩ ..., |z|² ..., |g|², |Δ|²], 0 where not wanted.
 
     Raises:
@@ -84,6 +87,7 @@ class Kernel:
         outcome, calls = record(lambda: function(dict(arrays), dict(given)))
         wanted = [
             *outcome.arrays.values(),
+            *outcome.numbers.values(),
             *(z for z, _ in outcome.tangents),
             *(x for x in (outcome.moved, outcome.change) if x is not None),
         ]
@@ -121,6 +125,7 @@ class Kernel:
         taken = {ref.place for operation in self.operations for ref in references(operation.args) if ref.kind == "factor"}
         self.change_alone = self.change is not None and self.change[1] not in taken
         self.factors = Function(lowering.scalars, given, [lowering.source(x) for x in lowering.factors])
+        self.uniform = Function(lowering.scalars, given, [lowering.source(x) for x in outcome.numbers.values()])
         self.sums = Function([*lowering.scalars, *recorder.calls], given | dots, sums)
 
     def _dot(self, a: int, b: int) -> int:

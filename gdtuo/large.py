@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .blocks import BLOCK, Blocks, Workspace, blocks_of
+from .blocks import BLOCK, Blocks, blocks_of
 from .fused import ROW, Compiled, compiled
 from .kernel import Kernel
 from .layout import Run, numel, unflatten
@@ -64,15 +64,14 @@ class LargeBucket(SegmentedBucket):
 
     Args:
         fused: whether kernels are compiled where arrays are long enough.
-        workspace: temporary memory that buckets share.
-        The others are those of `Bucket`.
+        The others are those of `SegmentedBucket`.
     """
 
     KINDS = (("update", "learn", "pull"), ("update",))
 
-    def __init__(self, *args: Any, fused: bool, workspace: Workspace, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, fused: bool, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._fused, self._workspace = fused, workspace
+        self._fused = fused
         self._block = BLOCK * (1 if self.device.type == "cpu" else DEVICE_BLOCKS)
         self._pieces: dict[tuple[int, int], list[Piece]] = {}
         spread = [f"{prefix}{name}" for name in self.recipe.own for prefix in ("", "slope ")] if self.recipe.spread else []
@@ -245,7 +244,7 @@ class LargeBucket(SegmentedBucket):
     def pull(self, run: Run, table: Array, products: Tensor | None) -> None:
         assert self.last is not None
         segments, kernel, recipe = self._segments_of(run), self._kernels["pull"], self.recipe
-        given = self._given(kernel, segments, here(self.last[segments.leads], self.device), run.step)
+        given = self._given(kernel, run, segments, here(self.last[segments.leads], self.device))
         factors = self._evaluate(kernel.factors, segments, given)
         dots: Any = [0.0] * len(kernel.dots)
         if not isinstance(given, list):
@@ -282,7 +281,8 @@ class LargeBucket(SegmentedBucket):
 
     def _update(self, run: Run, segments: Segments, rows: Array, values: Array, learn: bool, tick: int) -> None:
         kernel = self._kernels["learn" if learn else "update"]
-        factors = self._evaluate(kernel.factors, segments, self._given(kernel, segments, rows, run.step))
+        given = self._given(kernel, run, segments, rows)
+        factors = self._evaluate(kernel.factors, segments, given)
         moved: list[Any] = []
         for piece in self._pieces_of(run, segments):
             lengths = [numel(p) for p in self.params[piece.first : piece.last]] if kernel.dots else [piece.length]
@@ -291,6 +291,7 @@ class LargeBucket(SegmentedBucket):
                 moved.append(part[0])
             if not self._stands(piece):
                 self._scatter(piece)
+        self._renew(kernel, run, segments, given)
         if moved and self.last is not None:
             squares = np.concatenate(moved) if isinstance(values, np.ndarray) else torch.cat(moved)
             self.last[segments.indices, -1] = like(squares, self.last)

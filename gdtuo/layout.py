@@ -121,6 +121,8 @@ class Bucket(ABC):
         #: the number of the update of each parameter that waits to be pulled back; 0 if none does
         self.pending = torch.zeros(len(self.params), dtype=torch.int64, device="cpu")
         self._pending = self.pending.numpy()
+        #: numbers that differ where histories of as many updates do, where that matters
+        self.lineage = [0] * len(self.params)
         for i in range(len(self.params)):
             self._adopt(i)
 
@@ -156,7 +158,8 @@ class Bucket(ABC):
         """What the state of a parameter holds."""
         owner = self.owners[i]
         entries: dict[str, Any] = {"step": self._step_views[i]}
-        entries |= {name: as_part_of(owner, view) for name, view in self._views(i).items()}
+        shape = self.params[i].shape
+        entries |= {name: as_part_of(owner, v) if v.shape == shape else v for name, v in self._views(i).items()}
         return entries | ({"pending": int(self._pending[i])} if self.recipe.own else {})
 
     def write_state(self) -> None:
@@ -211,9 +214,9 @@ class Bucket(ABC):
 
     def _cut(self, present: Sequence[bool]) -> list[Run]:
         # parameters that were last updated together share a tick, and with it the hyperparameters of that update
-        keys = zip(present, self._counts.tolist(), self._pending.tolist(), self._strides(), strict=True)
+        keys = zip(present, self._counts.tolist(), self._pending.tolist(), self._strides(), self.lineage, strict=True)
         runs, first = [], 0
-        for (here, step, tick, _), same in groupby(keys):
+        for (here, step, tick, *_), same in groupby(keys):
             last = first + len(list(same))
             if here:
                 part = slice(first, last)

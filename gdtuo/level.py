@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
@@ -167,6 +167,10 @@ class Level(torch.optim.Optimizer):
     def check(cls, group: Mapping[str, Any]) -> None:
         """Raise ValueError where a group's settings do not fit together; for subclasses to supply."""
 
+    @classmethod
+    def check_parameter(cls, p: Tensor) -> None:
+        """Raise ValueError for a parameter that the rule cannot take; for subclasses to supply."""
+
     def _parse_optimizer(self, optimizer: Level | TorchFactory | None) -> tuple[Level | None, TorchFactory | None]:
         title = type(self).__name__
         given: Any = optimizer
@@ -237,6 +241,8 @@ class Level(torch.optim.Optimizer):
             if "optimizer" in param_group:
                 param_group = dict(param_group)  # which the caller may use again
                 t = self._tower_of(param_group.pop("optimizer"))
+            if isinstance(param_group.get("params"), Iterator):  # it is gone through twice
+                param_group["params"] = list(param_group["params"])
             template = self._templates[t]
             settings = template._tower_settings()
             self._check_group({**self._settings, **settings, **param_group}, t)
@@ -263,6 +269,8 @@ class Level(torch.optim.Optimizer):
             if blueprint.height < template.height:
                 blueprint.learned([*others, group])
         self.check(group)
+        for p in _tensors(group.get("params")):
+            self.check_parameter(p)
 
     def _tower_of(self, optimizer: Level | TorchFactory | None) -> int:
         """The place among the templates of this level with another tower on it; the same one for the same object."""
@@ -510,11 +518,19 @@ class Level(torch.optim.Optimizer):
         for p, entries in states.items():
             own = self.state.get(p, {})
             for name, value in entries.items():
-                if isinstance(value, Tensor) and isinstance(own.get(name), Tensor) and value.shape != own[name].shape:
+                one = name in self.rule.uniform and value.numel() == 1  # for all weights
+                if isinstance(value, Tensor) and isinstance(own.get(name), Tensor) and value.shape != own[name].shape and not one:
                     raise ValueError(
                         f"The state dict holds {name} of shape {tuple(value.shape)} for a parameter of shape {tuple(p.shape)}. "
                         "Load it into an optimizer over the same parameters, in the same order."
                     )
+
+
+def _tensors(params: Any) -> list[Tensor]:
+    """The parameters among what a group may name them with; torch says what is wrong with the rest."""
+    items = params if isinstance(params, Iterable) and not isinstance(params, Tensor) else [params]
+    named = (x[1] if isinstance(x, tuple) and len(x) == 2 else x for x in items)
+    return [p for p in named if isinstance(p, Tensor)]
 
 
 def _snapshot(entries: Mapping[str, Any]) -> dict[str, Any]:

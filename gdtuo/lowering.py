@@ -25,7 +25,7 @@ Number: TypeAlias = float | Tensor  # a constant, or a recorded 0-d tensor
 class Ref(NamedTuple):
     """An argument of an operation: an array, by its register, or a factor, by its place among the factors."""
 
-    kind: str  # "array" or "factor"
+    kind: str  # "array", "factor", or "condition": a factor that is true or false
     place: int
 
 
@@ -115,7 +115,7 @@ class Lowering:
         for number in recorder.calls:
             self._number(number._replace(args=tuple(self.source(x) if isinstance(x, Tensor) else x for x in number.args)))
         if term is None:
-            term = Term(1.0, "array", self._general(call, args))
+            term = Term(1.0, "array", self._general(call))
         self._terms[id(call.result)] = term
 
     def _number(self, call: Call) -> None:
@@ -195,15 +195,17 @@ class Lowering:
             return False
         return self._complements.get(id(self.source(a)), 0) == id(self.source(b))
 
-    def _general(self, call: Call, args: Sequence[Any]) -> int:
+    def _general(self, call: Call) -> int:
         def bound(x: Any) -> Any:
             if isinstance(x, Tensor):
-                x = self.source(x)
-                return _array(self._materialize(self._terms[id(x)])) if self._is_array(x) else self._factor(x)
+                source = self.source(x)
+                if self._is_array(source):
+                    return _array(self._materialize(self._terms[id(source)]))
+                return self._factor(source)._replace(kind="condition" if x.dtype == torch.bool else "factor")
             return tuple(bound(y) for y in x) if isinstance(x, (list, tuple)) else x
 
         kwargs = {key: bound(value) for key, value in call.kwargs.items()}
-        return self._emit("torch", tuple(bound(x) for x in args), call.result.dtype, call.function, kwargs)
+        return self._emit("torch", tuple(bound(x) for x in call.args), call.result.dtype, call.function, kwargs)
 
     # ---------------------------------------------------------------- emission
 

@@ -108,5 +108,6 @@ class Function:
 
 
 def _constant(x: Tensor) -> Tensor:
-    """A recorded number; forward mode makes zeros that have no memory."""
-    return torch.zeros_like(x, memory_format=torch.contiguous_format) if x._is_zerotensor() else x
+    """A recorded number; forward mode makes zeros that have no memory, and NumPy knows no bfloat16."""
+    x = torch.zeros_like(x, memory_format=torch.contiguous_format) if x._is_zerotensor() else x
+    return x.float() if x.dtype == torch.bfloat16 else x

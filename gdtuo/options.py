@@ -136,7 +136,7 @@ def spelled(schema: Schema, learn: Any) -> tuple[str, ...] | None:
     """The names that `learn` stands for, in the rule's order; None for "all".
 
     Raises:
-        ValueError: if there is no such name.
+        ValueError: if there is no such name, or nothing to learn of it.
         TypeError: if it does not hold names.
     """
     if not isinstance(learn, Iterable):
@@ -144,6 +144,13 @@ def spelled(schema: Schema, learn: Any) -> tuple[str, ...] | None:
     if learn == "all":
         return None
     chosen = {n for name in ([learn] if isinstance(learn, str) else learn) for n in _names(schema, name)}
+    flat = [name for name in schema.names if name in chosen and name in schema.rule.flat]
+    if flat:
+        able = ", ".join(name for name in schema.names if name not in schema.rule.flat)
+        raise ValueError(
+            f"{schema.title} cannot learn {', '.join(flat)}: its update depends on that through a sign alone, so every "
+            f"hypergradient of it is 0. Leave it out of learn=; what can be learned is {able}."
+        )
     return tuple(name for name in schema.names if name in chosen)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,15 +63,24 @@ class Recipe:
     def _examples(self, names: Sequence[str], dtype: torch.dtype) -> dict[str, Tensor]:
         return {name: torch.ones(EXAMPLE, dtype=dtype) for name in names}
 
+    @property
+    def uniform(self) -> tuple[str, ...]:
+        """Names of the states that the kernels take as numbers."""
+        return () if self.spread else tuple(sorted(self.rule.uniform))
+
     @functools.cached_property
     def state(self) -> tuple[str, ...]:
-        """Names of the rule's state."""
-        return tuple(self.rule.init(torch.ones(EXAMPLE, dtype=self.dtype), self.present))
+        """Names of the states that are arrays."""
+        return tuple(self._initial())
+
+    def _initial(self) -> dict[str, Tensor]:
+        state = self.rule.init(torch.ones(EXAMPLE, dtype=self.dtype), self.present)
+        return {name: array for name, array in state.items() if name not in self.uniform}
 
     @functools.cached_property
     def arrays(self) -> dict[str, Tensor]:
         """Arrays that an update that is to be learned from takes besides weights and gradient, by example."""
-        state = self.rule.init(torch.ones(EXAMPLE, dtype=self.dtype), self.present)
+        state = self._initial()
         wide = torch.promote_types(self.dtype, torch.float32)
         spread = [f"{prefix}{name}" for prefix in ("", "slope ") for name in self.own] if self.spread else []
         return state | self._examples((*self.traces, *self.remembered), self.dtype) | self._examples(spread, wide)
@@ -89,18 +99,26 @@ class Recipe:
     def _hyper(self, arrays: dict[str, Tensor], numbers: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: arrays[name] if self.spread and name in self.own else numbers[name] for name in self.present}
 
+    def _state(self, arrays: dict[str, Tensor], numbers: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: arrays[name] for name in self.state} | {name: numbers[name] for name in self.uniform}
+
+    def _outcome(self, after: dict[str, Tensor], **others: Any) -> Outcome:
+        uniform = {name: after[name] for name in self.uniform}
+        return Outcome({name: value for name, value in after.items() if name not in uniform}, numbers=uniform, **others)
+
     def _update(self, arrays: dict[str, Tensor], numbers: dict[str, Tensor]) -> Outcome:
-        weights, state = arrays["weights"], {name: arrays[name] for name in self.state}
+        weights, state = arrays["weights"], self._state(arrays, numbers)
         hyper = self._hyper(arrays, numbers)
         delta, after = self.rule.update(weights, arrays["gradient"], state, hyper, numbers["step"])
-        return Outcome({"weights": weights + delta, **after})
+        return self._outcome({"weights": weights + delta, **after})
 
     def _learn(self, arrays: dict[str, Tensor], numbers: dict[str, Tensor]) -> Outcome:
         if not self.traced:
             kept = {name: arrays[name.removeprefix("last_")] for name in self.remembered}
-            return Outcome({**self._update(arrays, numbers).arrays, **kept})
+            outcome = self._update(arrays, numbers)
+            return Outcome({**outcome.arrays, **kept}, numbers=outcome.numbers)
         weights, gradient, step = arrays["weights"], arrays["gradient"], numbers["step"]
-        state, hyper = {name: arrays[name] for name in self.state}, self._hyper(arrays, numbers)
+        state, hyper = self._state(arrays, numbers), self._hyper(arrays, numbers)
         if self.closed_form:
             delta, after = self.rule.update(weights, gradient, state, hyper, step)
             _, tangents = self.rule.replay(self.own, weights, gradient, after, hyper, step)
@@ -112,29 +130,30 @@ class Recipe:
             traces[f"trace_{name}"] = tangent * slope
             if self.decay:
                 traces[f"trace_{name}"] = traces[f"trace_{name}"] + self.decay * arrays[f"trace_{name}"]
-        return Outcome({"weights": weights + delta, **after, **traces}, moved=delta if self.noisy else None)
+        return self._outcome({"weights": weights + delta, **after, **traces}, moved=delta if self.noisy else None)
 
     def _change(self, arrays: dict[str, Tensor], numbers: dict[str, Tensor]) -> Outcome:
-        state = {name: arrays[name] for name in self.state}
+        state = self._state(arrays, numbers)
         weights = arrays.get("weights", torch.empty(0))
         delta, after = self.rule.update(weights, arrays["gradient"], state, self._hyper(arrays, numbers), numbers["step"])
-        return Outcome(after, change=delta)
+        return self._outcome(after, change=delta)
 
     def _compact(self, arrays: dict[str, Tensor], numbers: dict[str, Tensor]) -> Outcome:
         outcome = self._change(arrays, numbers)
         kept = {name: arrays[name.removeprefix("last_")] for name in self.remembered}
         weights, gradient, step = arrays.get("weights", torch.empty(0)), arrays["gradient"], numbers["step"]
         hyper = self._hyper(arrays, numbers)
-        delta, tangents = self.rule.replay(self.own, weights, gradient, dict(outcome.arrays), hyper, step)
+        delta, tangents = self.rule.replay(self.own, weights, gradient, {**outcome.arrays, **outcome.numbers}, hyper, step)
         slopes = [numbers[f"slope {name}"] for name in self.own]
         scaled = list(zip(tangents, slopes, strict=True))
-        return Outcome({**outcome.arrays, **kept}, "gradient", scaled, delta if self.noisy else None, outcome.change)
+        moved = delta if self.noisy else None
+        return Outcome({**outcome.arrays, **kept}, "gradient", scaled, moved, outcome.change, outcome.numbers)
 
     def _pull(self, arrays: dict[str, Tensor], numbers: dict[str, Tensor]) -> Outcome:
         if self.traced:
             return Outcome({}, "gradient", [(arrays[name], 1.0) for name in self.traces])
         none = torch.empty(0)
-        state, hyper = {name: arrays[name] for name in self.state}, self._hyper(arrays, numbers)
+        state, hyper = self._state(arrays, numbers), self._hyper(arrays, numbers)
         weights, gradient = arrays.get("last_weights", none), arrays.get("last_gradient", none)
         delta, tangents = self.rule.replay(self.own, weights, gradient, state, hyper, numbers["step"])
         slopes = [numbers[f"slope {name}"] for name in self.own]
@@ -152,18 +171,19 @@ def _recorded(recipe: Recipe, kind: str) -> Kernel:
     if kind == "pull":  # sums of 16-bit numbers are formed in 32 bits
         dtype = torch.promote_types(recipe.dtype, torch.float32)
         kept = recipe.traces if recipe.traced else (*recipe.state, *recipe.remembered)
-        numbers = () if recipe.traced else (*recipe.numbers, *slopes)
+        numbers = () if recipe.traced else (*recipe.numbers, *slopes, *recipe.uniform)
         return Kernel(recipe._pull, recipe._examples(("gradient", *kept), dtype), (*numbers, "step"))
     main = recipe._examples(("weights", "gradient"), recipe.dtype)
     if kind == "learn":
-        numbers = (*recipe.numbers, *(slopes if recipe.traced and not recipe.spread else ()))
+        numbers = (*recipe.numbers, *(slopes if recipe.traced and not recipe.spread else ()), *recipe.uniform)
         return Kernel(recipe._learn, main | recipe.arrays, (*numbers, "step"))
     if kind in ("compact", "change"):
         names = [*recipe.state, *(recipe.remembered if kind == "compact" else ())]
         reads = recipe.rule.reads_weights(recipe.present) or "last_weights" in names
         first = ("gradient", *(("weights",) if reads else ()))
-        numbers = (*recipe.numbers, *(slopes if kind == "compact" else ()))
+        numbers = (*recipe.numbers, *(slopes if kind == "compact" else ()), *recipe.uniform)
         function = recipe._compact if kind == "compact" else recipe._change
         return Kernel(function, recipe._examples((*first, *names), recipe.dtype), (*numbers, "step"))
     needed = [*recipe.state, *(recipe.own if recipe.spread else ())]
-    return Kernel(recipe._update, main | {name: recipe.arrays[name] for name in needed}, (*recipe.numbers, "step"))
+    numbers = (*recipe.numbers, *recipe.uniform, "step")
+    return Kernel(recipe._update, main | {name: recipe.arrays[name] for name in needed}, numbers)

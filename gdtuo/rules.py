@@ -61,19 +61,22 @@ class Rule(ABC):
         optional: names of hyperparameters that drop out where the user's number is exactly 0 and is not
             learned: they are then absent from `hyper`, and a rule tests for that with `"momentum" in hyper`.
             It must never branch on a value.
-        direct: names of hyperparameters that multiply the update, or a part of it, as it stands. The derivative
-            with respect to any other may be what rounding leaves of an identical zero (Adam's betas at the first
-            step), and its cosine is 0 where it is below √eps times the update; that of a direct one never is.
+        flat: names of hyperparameters that the update does not follow: it depends on them through a sign alone, so
+            every derivative is 0. They cannot be learned.
         closed_form: whether `replay` is supplied. Without it derivatives come from `update`.
         divisors: hyperparameters by which `replay` divides to learn them; where such a one may become 0, as in a
             `Real` domain, derivatives come from `update` all the same.
         elementwise: whether each weight's update depends on that weight, its gradient and its state alone.
             Only elementwise rules may be flattened, learned per element, or stand above the first level.
+        uniform: names of states that come from hyperparameters and the step alone, and so are the same for all weights
+            of a parameter; `init` returns them in the weights' shape. One number is kept of them for each parameter,
+            as torch keeps NAdam's product of momenta, except where hyperparameters are learned per element.
     """
 
     hyperparameters: ClassVar[Mapping[str, tuple[float, Domain]]] = {}
     optional: ClassVar[frozenset[str]] = frozenset()
-    direct: ClassVar[frozenset[str]] = frozenset()
+    flat: ClassVar[frozenset[str]] = frozenset()
+    uniform: ClassVar[frozenset[str]] = frozenset()
     elementwise: ClassVar[bool] = True
     closed_form: ClassVar[bool] = False
     divisors: ClassVar[frozenset[str]] = frozenset()
@@ -82,6 +85,15 @@ class Rule(ABC):
     def switches(cls) -> dict[str, Any]:
         """The rule's discrete options and their defaults."""
         return {field.name: field.default for field in dataclasses.fields(cls)}
+
+    @property
+    def direct(self) -> frozenset[str]:
+        """Names of hyperparameters that multiply the update, or a part of it, as it stands.
+
+        The derivative with respect to any other may be what rounding leaves of an identical zero (Adam's betas at the
+        first step), and its cosine is 0 where it is below √eps times the update; that of a direct one never is.
+        """
+        return frozenset()
 
     @abstractmethod
     def init(self, weights: Tensor, hyper: Collection[str]) -> State:

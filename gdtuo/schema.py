@@ -18,7 +18,7 @@ class Schema:
     Args:
         title: the class's name, for messages.
         rule: its update rule.
-        aliases: names in a group that stand for several hyperparameters, as "betas".
+        aliases: names in a group that stand for several hyperparameters, as "betas"; switches may be among them.
 
     Attributes:
         names: the rule's hyperparameters, in its order.
@@ -29,14 +29,16 @@ class Schema:
     def __init__(self, title: str, rule: type[Rule], aliases: Mapping[str, tuple[str, ...]]) -> None:
         self.title, self.rule = title, rule
         self.names = tuple(rule.hyperparameters)
-        self.known = {**{name: (name,) for name in self.names}, **aliases}
-        self._where: dict[str, tuple[str, int | None]] = {name: (name, None) for name in self.names}
+        self.known: dict[str, tuple[str, ...]] = {name: (name,) for name in self.names}
         numbers: dict[str, Any] = {name: default for name, (default, _) in rule.hyperparameters.items()}
+        switches = rule.switches()
+        self._where: dict[str, tuple[str, int | None]] = {name: (name, None) for name in (*numbers, *switches)}
         for alias, names in aliases.items():
+            self.known[alias] = tuple(name for name in names if name in self.names)
             self._where |= {name: (alias, i) for i, name in enumerate(names)}
-            numbers[alias] = tuple(numbers.pop(name) for name in names)
+            numbers[alias] = tuple((numbers if name in numbers else switches).pop(name) for name in names)
         self._numbers = numbers
-        self.defaults = numbers | rule.switches()
+        self.defaults = numbers | switches
 
     def named(self, settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         """The numbers among a level's settings, under the keys that they have in a group."""
@@ -44,9 +46,15 @@ class Schema:
 
     def read(self, group: Mapping[str, Any], prefix: str = "") -> list[Number]:
         """The hyperparameters as they are written in a group."""
-        return [
-            group[prefix + key] if i is None else group[prefix + key][i] for key, i in (self._where[name] for name in self.names)
-        ]
+        return [self._at(group, name, prefix) for name in self.names]
+
+    def switches(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        """The rule's switches as they are written in a group."""
+        return {name: self._at(group, name) for name in self.rule.switches()}
+
+    def _at(self, group: Mapping[str, Any], name: str, prefix: str = "") -> Any:
+        key, i = self._where[name]
+        return group[prefix + key] if i is None else group[prefix + key][i]
 
     def replaced(self, settings: Mapping[str, Any], name: str, value: float) -> dict[str, Any]:
         """Settings with another number for one hyperparameter."""
@@ -78,5 +86,6 @@ class Schema:
             raise TypeError(f"{self.title} got {shown}={number!r}. Give a number, as {shown}={default}.") from error
         if not domain.allows(value):
             what = "learning rate" if name == "lr" else name
-            remedy = "Did you mean maximize=True?" if name == "lr" and value < 0 else f"The default is {default}."
+            upward = name == "lr" and value < 0 and "maximize" in self.rule.switches()
+            remedy = "Did you mean maximize=True?" if upward else f"The default is {default}."
             raise ValueError(f"{self.title} got {shown}={value}: a {what} is {domain.text}. {remedy}")

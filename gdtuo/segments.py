@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .blocks import Workspace
 from .graphs import Graph, UncapturableError, capturable
 from .kernel import Kernel
 from .layout import Bucket, Run, unflatten
@@ -34,7 +35,8 @@ class Segments:
     values: Any  # [T] each one's row of hyperparameters
     indices: Any  # [parameters] among all parameters
     segment: Any  # [parameters] the segment that each belongs to
-    starts: list[int]  # [T] each one's first parameter in the run
+    heads: Any  # [T] each one's first parameter in the bucket
+    starts: list[int]  # [T] the same in the run
     of: list[int]  # [parameters] the segment that each belongs to
     of_each: Tensor  # the same on the device
     evaluators: dict[Function, Any] = field(default_factory=dict)
@@ -46,13 +48,20 @@ class Segments:
 
 
 class SegmentedBucket(Bucket):
-    """Abstract: says what a run's segments are and which numbers its kernels take; a subclass says how kernels run."""
+    """Abstract: says what a run's segments are and which numbers its kernels take; a subclass says how kernels run.
+
+    Args:
+        workspace: temporary memory that buckets share.
+        The others are those of `Bucket`.
+    """
 
     #: Kinds of kernels that a subclass runs, where something is learned and where nothing is.
     KINDS: tuple[tuple[str, ...], tuple[str, ...]]
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, workspace: Workspace, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._workspace = workspace
+        self._tell_apart()
         self._segments: dict[tuple[int, int], Segments] = {}
         #: the numbers that each parameter group holds, in the order of `names`; on a device the effective ones stand there
         self.written: Sequence[Sequence[Number]] = ()
@@ -73,9 +82,10 @@ class SegmentedBucket(Bucket):
         self._elements = {key: list(vector.unbind(0)) for key, vector in self._vectors.items()}
 
     def _columns_of(self, numbers: Iterable[str]) -> list[int]:
-        """Where the numbers of a kernel, but for the count of updates, stand in a row of values and slopes."""
+        """Where the numbers of a kernel, but for states and the count of updates, stand in a row of values and slopes."""
         slopes = {f"slope {name}": len(self.names) + i for i, name in enumerate(self.learned)}
-        return [slopes[name] if name in slopes else self.names.index(name) for name in numbers if name != "step"]
+        others = ("step", *self.recipe.uniform)
+        return [slopes[name] if name in slopes else self.names.index(name) for name in numbers if name not in others]
 
     def _index(self, places: Sequence[int]) -> Any:
         """Places for indexing an `Array`: a slice where they follow each other, which costs least."""
@@ -85,12 +95,18 @@ class SegmentedBucket(Bucket):
         return index.numpy() if on_host(self.device) else index
 
     def _initial(self) -> dict[str, Tensor]:
+        rule, uniform = self.recipe.rule, self.recipe.uniform
         weights = torch.cat([_flattened(p) for p in self.params])
-        return self._check_state(weights, self.recipe.rule.init(weights, self.recipe.present))
+        state = self._check_state(weights, rule.init(weights, self.recipe.present))
+        first = rule.init(weights.new_ones(1), self.recipe.present)
+        #: [parameters, states that are numbers]
+        self.uniform = torch.stack([first[name] for name in uniform], dim=1).repeat(len(self.params), 1) if uniform else None
+        return {name: array for name, array in state.items() if name not in uniform}
 
     def _views(self, i: int) -> dict[str, Tensor]:
         span = slice(self.offsets[i], self.offsets[i + 1])
-        return {name: unflatten(array[span], self.params[i]) for name, array in self.arrays.items()}
+        views = {name: unflatten(array[span], self.params[i]) for name, array in self.arrays.items()}
+        return views if self.uniform is None else views | dict(zip(self.recipe.uniform, self.uniform[i].unbind(), strict=True))
 
     # ---------------------------------------------------------------- segments
 
@@ -117,6 +133,7 @@ class SegmentedBucket(Bucket):
             self._index([places[i].row for i in starts]),
             self._index([place.index for place in places]),
             self._index(of) if len(starts) > 1 else slice(None),
+            self._index([run.first + i for i in starts]),
             starts,
             of,
             torch.tensor(of, device=self.device),
@@ -124,17 +141,21 @@ class SegmentedBucket(Bucket):
 
     # ---------------------------------------------------------------- numbers
 
-    def _given(self, kernel: Kernel, segments: Segments, rows: Array, step: int) -> Any:
-        """The hyperparameters that a kernel takes, from [T, A + H] values and slopes: numbers, or [inputs, T]."""
-        columns = self._columns[id(kernel)]
+    def _given(self, kernel: Kernel, run: Run, segments: Segments, rows: Array) -> Any:
+        """The numbers that a kernel takes, from [T, A + H] values and slopes: numbers, or [inputs, T]."""
+        columns, step = self._columns[id(kernel)], float(run.step)
+        states = self.uniform if len(kernel.factors.inputs) > len(columns) + 1 else None
         if not isinstance(rows, np.ndarray):
-            counts = torch.full((1, len(rows)), float(step), dtype=rows.dtype, device=rows.device)
-            return torch.cat((*(rows[:, i].unsqueeze(0) for i in columns), counts))
+            parts = [rows[:, i].unsqueeze(0) for i in columns]
+            parts += [] if states is None else [states[segments.heads].T.to(rows)]
+            return torch.cat((*parts, torch.full((1, len(rows)), step, dtype=rows.dtype, device=rows.device)))
         if segments.single:
             row = rows[0].tolist()
-            return [*[row[i] for i in columns], float(step)]
-        given = np.full((len(columns) + 1, len(rows)), float(step))
-        given[:-1] = rows[:, columns].T
+            return [*[row[i] for i in columns], *([] if states is None else states[run.first].tolist()), step]
+        given = np.full((len(kernel.factors.inputs), len(rows)), step)
+        given[: len(columns)] = rows[:, columns].T
+        if states is not None:
+            given[len(columns) : -1] = states[segments.heads].double().numpy().T
         return given
 
     @staticmethod
@@ -214,6 +235,26 @@ class SegmentedBucket(Bucket):
         result = np.zeros(shape) if isinstance(found, np.ndarray) else found.new_zeros(shape)
         result[:, self._target_index] = found.T
         table[segments.rows] += like(result, table)
+
+    # ---------------------------------------------------------------- states that are numbers
+
+    def _tell_apart(self) -> None:
+        """Note where neighbours that one row of hyperparameters governs have other states than each other."""
+        states = [] if self.uniform is None else self.uniform.tolist()
+        for i in range(1, len(states)):
+            differ = self.places[i].row == self.places[i - 1].row and states[i] != states[i - 1]
+            self.lineage[i] = self.lineage[i - 1] + differ
+
+    def _renew(self, kernel: Kernel, run: Run, segments: Segments, given: Any) -> None:
+        """Bring them up to date after an update, whose kernel was given `given`."""
+        if self.uniform is None:
+            return
+        found = self._evaluate(kernel.uniform, segments, given)
+        after = torch.as_tensor(found, dtype=self.uniform.dtype, device=self.device)
+        self.uniform[run.first : run.last] = after if after.dim() == 1 else after.T[segments.of_each]
+        # others that have had as many updates, but not these, stay apart: told without a look at numbers of a device
+        now = hash((self.lineage[run.first], self._workspace.epoch))
+        self.lineage[run.first : run.last] = [now] * (run.last - run.first)
 
     # ---------------------------------------------------------------- updates
 

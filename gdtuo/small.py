@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .blocks import BLOCK, Blocks, Workspace, blocks_of
+from .blocks import BLOCK, Blocks, blocks_of
 from .kernel import Kernel
 from .layout import Run, numel, unflatten
 from .recipes import Recipe
@@ -39,12 +39,7 @@ class Plan:
 
 
 class SmallBucket(SegmentedBucket):
-    """Parameters that are worked on at once.
-
-    Args:
-        workspace: temporary memory that buckets share.
-        The others are those of `Bucket`.
-    """
+    """Parameters that are worked on at once."""
 
     KINDS = (("change", "compact", "pull"), ("change",))
 
@@ -52,11 +47,12 @@ class SmallBucket(SegmentedBucket):
     def fits(recipe: Recipe, params: Sequence[Tensor]) -> bool:
         """Whether parameters can stand in such a bucket."""
         wide = recipe.dtype.itemsize > 2  # sums of 16-bit tangents would be formed in 16 bits
-        return not recipe.traced and not recipe.spread and wide and sum(numel(p) for p in params) <= LARGEST
+        # tangents that are kept need the numbers that the update began with
+        rebuilt = not recipe.traced and not (recipe.uniform and recipe.own)
+        return rebuilt and not recipe.spread and wide and sum(numel(p) for p in params) <= LARGEST
 
-    def __init__(self, *args: Any, workspace: Workspace, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._workspace = workspace
         self._plans: dict[tuple[int, int, str], Plan] = {}
         self._own: dict[Any, Tensor] = {}  # memory of the bucket's own
         self._shaped: dict[tuple[str, int, int], list[Tensor]] = {}
@@ -131,7 +127,7 @@ class SmallBucket(SegmentedBucket):
         lengths = self._lengths(run, segments)
         kept = self._tangents_of.get((run.first, run.last)) == run.pending
         kernel, plan = self._kernels["compact" if kept else "pull"], self._plan(run, "compact" if kept else "pull")
-        given = self._given(kernel, segments, here(self.last[segments.leads], self.device), run.step)
+        given = self._given(kernel, run, segments, here(self.last[segments.leads], self.device))
         self._gather_gradient(run)
         if not kept:
             factors = self._evaluate(kernel.factors, segments, given)
@@ -144,13 +140,15 @@ class SmallBucket(SegmentedBucket):
     def _update(self, run: Run, segments: Segments, rows: Array, values: Array, learn: bool, tick: int) -> None:
         lengths, kind = self._lengths(run, segments), "compact" if learn else "change"
         kernel, plan = self._kernels[kind], self._plan(run, kind)
-        factors = self._evaluate(kernel.factors, segments, self._given(kernel, segments, rows, run.step))
+        given = self._given(kernel, run, segments, rows)
+        factors = self._evaluate(kernel.factors, segments, given)
         numbers, tensors = self._scalars(kernel, factors, slice(0, len(lengths)), lengths)
         self._gather_gradient(run)
         if "weights" in kernel.inputs:
             self._gather("weights", run)
         plan.blocks.run(plan.places, numbers, tensors)
         self._move(run, segments, kernel, plan, factors, numbers)
+        self._renew(kernel, run, segments, given)
         if learn and kernel.lasting:
             self._tangents_of[run.first, run.last] = tick
 

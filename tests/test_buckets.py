@@ -56,6 +56,41 @@ def unflattened(level: type[gdtuo.Level]) -> type[gdtuo.Level]:
     return type(f"Whole{level.__name__}", (level,), {"rule": type("Rule", (level.rule,), {"elementwise": False})})
 
 
+class CorrectedRule(gdtuo.Rule):
+    """Momentum without the bias of its start: 1 - the product of all momenta so far, which is one number a parameter."""
+
+    hyperparameters = {"lr": (1e-2, gdtuo.Positive()), "momentum": (0.9, gdtuo.UnitInterval())}
+    direct = frozenset(("lr",))
+    uniform = frozenset(("product",))
+    closed_form = True
+
+    def init(self, weights, hyper):
+        return {"product": torch.ones_like(weights), "mean": torch.zeros_like(weights)}
+
+    def update(self, weights, gradient, state, hyper, step):
+        product = hyper["momentum"] * state["product"]
+        mean = hyper["momentum"] * state["mean"] + (1 - hyper["momentum"]) * gradient
+        return (-hyper["lr"] / (1 - product)) * mean, {"product": product, "mean": mean}
+
+    def remembers(self, learned, hyper):
+        return frozenset(("gradient",) if "momentum" in learned else ())
+
+    def replay(self, learned, weights, gradient, state, hyper, step):
+        lr, momentum, product, mean = hyper["lr"], hyper["momentum"], state["product"], state["mean"]
+
+        def derivative(name):
+            if name == "lr":
+                return (-1 / (1 - product)) * mean
+            # the mean before the update was (m - (1 - μ) g) / μ, the product Π / μ
+            return (-lr / momentum / (1 - product)) * (mean - gradient) - (lr / momentum * product / (1 - product) ** 2) * mean
+
+        return (-lr / (1 - product)) * mean, [derivative(name) for name in learned]
+
+
+class Corrected(gdtuo.Level):
+    rule = CorrectedRule
+
+
 RULES = {
     "sgd": (gdtuo.SGD, {"lr": 0.05, "momentum": 0.8}, ("lr", "momentum")),
     "adam": (gdtuo.Adam, {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-2}, ("lr", "betas", "eps")),
@@ -63,6 +98,7 @@ RULES = {
     "adamw, lr alone": (gdtuo.AdamW, {"lr": 0.02, "weight_decay": 0.1, "eps": 1e-2}, ("lr",)),
     "rmsprop": (gdtuo.RMSProp, {"lr": 0.01, "alpha": 0.9, "momentum": 0.5, "eps": 1e-2}, ("lr", "alpha", "momentum")),
     "drift": (Drift, {"lr": 0.02, "momentum": 0.7}, ("lr", "momentum")),
+    "corrected": (Corrected, {"lr": 0.02, "momentum": 0.7}, ("lr", "momentum")),
 }
 
 
@@ -117,7 +153,7 @@ def test_every_layout_trains_alike(rule, per, horizon, laid_out):
     for layout in LAYOUTS:
         laid_out(layout)
         found[layout] = train(level, settings, 8, **options)
-        small = layout == "small" and per != "element" and horizon == 1 and rule != "drift"
+        small = layout == "small" and per != "element" and horizon == 1 and rule not in ("drift", "corrected")
         assert bucket_types(found[layout][2]) == {SmallBucket if small else LargeBucket}
     found["branching"] = train(branching(level), settings, 8, **options)
     assert bucket_types(found["branching"][2]) == {WholeBucket}
@@ -263,7 +299,8 @@ def test_a_rule_that_branches_on_the_step(per, horizon):
 
 
 @pytest.mark.parametrize(
-    ("rule", "per", "horizon"), [("sgd", "group", 1), ("sgd", "tensor", 1), ("adam", "tensor", 1), ("adam", "group", 3)]
+    ("rule", "per", "horizon"),
+    [("sgd", "group", 1), ("sgd", "tensor", 1), ("adam", "tensor", 1), ("adam", "group", 3), ("corrected", "group", 1)],
 )
 def test_gradients_come_and_go(rule, per, horizon, laid_out):
     level, settings, learn = RULES[rule]

@@ -68,6 +68,8 @@ class Dynamics:
         weights, leaves = flatten(params, "params"), flatten(hyper, "hyper")
         if not weights:
             raise ValueError("params is empty. Give the weights to train, as {'w': torch.zeros(3)}.")
+        for weight in weights.values():
+            training.optimizer.check_parameter(weight)
         self.training, self.products = training, products
         self.weight_paths, self.leaf_paths = list(weights), list(leaves)
         self.weights = [plain(weight) for weight in weights.values()]
