@@ -28,7 +28,7 @@ from .hypergrad import (
 )
 from .level import Learning, Level
 from .observing import hyperparameters
-from .optimizers import SGD, AdaGrad, Adam, AdamW, AveragingSGD, RMSProp
+from .optimizers import SGD, Adafactor, AdaGrad, Adam, AdamW, AveragingSGD, Lion, Muon, NAdam, RAdam, RMSProp
 from .replay import replay
 from .rules import MomentumForm, Rule, safe_divide, safe_sqrt
 from .text import tower
@@ -38,6 +38,7 @@ __version__ = "0.1.0"
 __all__ = [
     "SGD",
     "AdaGrad",
+    "Adafactor",
     "Adam",
     "AdamW",
     "AveragingSGD",
@@ -49,9 +50,13 @@ __all__ = [
     "Implicit",
     "Learning",
     "Level",
+    "Lion",
     "MomentumForm",
+    "Muon",
+    "NAdam",
     "Plan",
     "Positive",
+    "RAdam",
     "RMSProp",
     "Real",
     "Record",

@@ -13,7 +13,17 @@ from torch import Tensor
 from .domains import Domain
 from .level import TOWER_KEY, Level
 from .observing import unwrap
-from .optimizers import AdaGradRule, AdamRule, AdamWRule, RMSPropRule, SGDRule
+from .optimizers import (
+    AdafactorRule,
+    AdaGradRule,
+    AdamRule,
+    AdamWRule,
+    MuonRule,
+    NAdamRule,
+    RAdamRule,
+    RMSPropRule,
+    SGDRule,
+)
 from .parts import Parts
 from .rules import Rule
 
@@ -33,6 +43,10 @@ TWINS: dict[type[Rule], Twin] = {
     AdamWRule: Twin("AdamW"),
     AdaGradRule: Twin("Adagrad"),
     RMSPropRule: Twin("RMSprop"),
+    NAdamRule: Twin("NAdam"),
+    RAdamRule: Twin("RAdam"),
+    AdafactorRule: Twin("Adafactor"),
+    MuonRule: Twin("Muon", counts=False),
 }
 
 #: What schedulers keep in a group, and which hyperparameter they will write over with it.
@@ -41,8 +55,8 @@ SCHEDULED = {
     **dict.fromkeys(("max_momentum", "base_momentum"), ("momentum", "beta1")),
 }
 
-#: Keys of our groups that torch's lack, that mean another thing there, or that its class decides.
-OWN = {"params", "param_names", "learn", "learning", "skipped", "steps", "fused", "decoupled_weight_decay"}
+#: Keys of our groups that torch's lack, or that mean another thing there.
+OWN = {"params", "param_names", "learn", "learning", "skipped", "steps", "fused"}
 
 #: What a tower keeps of the last update, in a parameter's state.
 PENDING = re.compile(r"trace_|last_|pending$")
@@ -51,10 +65,11 @@ PENDING = re.compile(r"trace_|last_|pending$")
 def export(optimizer: Any) -> torch.optim.Optimizer:
     """A plain torch optimizer over the same parameters that goes on as the tower would with `learning = False`.
 
-    `gdtuo.SGD`, `Adam`, `AdamW`, `AdaGrad` and `RMSProp` become `torch.optim.SGD`, `Adam`, `AdamW`, `Adagrad` and
-    `RMSprop`: with the same groups, names of parameters and options, the effective values as plain numbers in the groups, and
-    a copy of the state. Learned per tensor, each parameter gets a group of its own, for a group has one value. The levels
-    above stay behind: they have a meaning only for learning on. The optimizer itself is left as it is; step one of the two.
+    `gdtuo.SGD`, `Adam`, `AdamW`, `AdaGrad`, `RMSProp`, `NAdam`, `RAdam`, `Adafactor` and `Muon` become the optimizers of
+    `torch.optim` of the same names, in torch's spelling: with the same groups, names of parameters and options, the effective
+    values as plain numbers in the groups, and a copy of the state. Learned per tensor, each parameter gets a group of its own,
+    for a group has one value. The levels above stay behind: they have a meaning only for learning on. The optimizer itself is
+    left as it is; step one of the two.
 
     A schedule goes on, too. What a scheduler keeps in the groups ("initial_lr" and its like) is moved like the number that it
     writes: make a new scheduler with `last_epoch=`, and the rates are those of the schedule times the learned factor. (An old
@@ -68,7 +83,7 @@ def export(optimizer: Any) -> torch.optim.Optimizer:
 
     Raises:
         TypeError: for a torch optimizer, or if there is no optimizer in it.
-        ValueError: if torch has no such optimizer (`AveragingSGD`, a rule of your own), if values were learned for each
+        ValueError: if torch has no such optimizer (`AveragingSGD`, `Lion`, a rule of your own), if values were learned for each
             weight, or one was learned that torch does not take.
         RuntimeError: for a template.
 
@@ -123,10 +138,11 @@ def _twin(level: Level) -> tuple[Twin, Any]:
 def _groups(level: Level, parts: Parts) -> Iterator[dict[str, Any]]:
     """The groups as torch takes them, effective values in the place of what users wrote."""
     blueprint, values = level.blueprints()[0], level.hyperparameters()
+    own = OWN | ({"decoupled_weight_decay"} - level.rule.switches().keys())  # elsewhere the class says it
     for g, group in enumerate(level.param_groups):
         columns = parts.learned(g)
         learned = [name for name in columns if blueprint.learns(name, group)]
-        kept = {key: _plain(value) for key, value in group.items() if key not in OWN and not TOWER_KEY.match(key)}
+        kept = {key: _plain(value) for key, value in group.items() if key not in own and not TOWER_KEY.match(key)}
         params = list(zip(group["param_names"], group["params"], strict=True)) if "param_names" in group else group["params"]
         blocks = {"": params}
         if learned and level._options.per == "tensor":

@@ -6,11 +6,13 @@ Importable by name, so that pickles made of these towers load in another process
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, field
+from itertools import combinations, product
 from typing import Any
 
+import lion_pytorch
 import torch
+from lion_pytorch.lion_pytorch import update_fn as published_lion
 from torch import Tensor, nn
 
 import gdtuo
@@ -18,6 +20,37 @@ import gdtuo
 F64 = torch.float64
 
 # ---------------------------------------------------------------- optimizers
+
+
+class PublishedLion(lion_pytorch.Lion):
+    """The published package's, with a `maximize`, and with complex numbers as pairs of real ones."""
+
+    def __init__(self, params, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0, *, maximize=False):
+        super().__init__(params, lr, betas, weight_decay)
+        for group in (self.defaults, *self.param_groups):
+            group["maximize"] = maximize
+        self.update_fn = self._update
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self.decoupled_wd, self._init_lr, self.update_fn = False, 1.0, self._update  # else a copy has none
+
+    def _update(self, p, gradient, mean, *numbers):
+        p, gradient, mean = (torch.view_as_real(x) if x.is_complex() else x for x in (p, gradient, mean))
+        published_lion(p, -gradient if self.defaults["maximize"] else gradient, mean, *numbers)
+
+
+def pairwise(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Some of the rows, in which every pair of values of two options occurs that occurs in all of them."""
+
+    def pairs(row: dict[str, Any]) -> set[tuple[Any, ...]]:
+        return set(combinations(row.items(), 2))
+
+    missing = set().union(*map(pairs, rows))
+    while missing:
+        best = max(rows, key=lambda row: len(pairs(row) & missing))
+        missing -= pairs(best)
+        yield best
 
 
 @dataclass(frozen=True)
@@ -29,12 +62,18 @@ class Pair:
     lr: float  # with which the networks below learn
     matrix: Mapping[str, Sequence[Any]]
     valid: Callable[[Mapping[str, Any]], bool] = lambda options: True
+    extra: Mapping[str, Any] = field(default_factory=lambda: {"foreach": False})  # theirs as a plain loop
+    every: bool = True  # all combinations of options; else every pair of them
+    complex: bool = True  # whether it takes complex parameters
+    matrices: bool = False  # whether it takes nothing else
 
     def options(self) -> Iterator[dict[str, Any]]:
-        for values in product(*self.matrix.values()):
-            options = dict(zip(self.matrix, values, strict=True))
-            if self.valid(options):
-                yield options
+        rows = [dict(zip(self.matrix, values, strict=True)) for values in product(*self.matrix.values())]
+        rows = [row for row in rows if self.valid(row)]
+        yield from rows if self.every else pairwise(rows)
+
+    def model(self, dtype: torch.dtype = F64) -> Awkward:
+        return Awkward(dtype, self.matrices)
 
 
 ADAM = {
@@ -85,7 +124,76 @@ PAIRS = {
             "eps": (1e-8, 1e-2),
         },
     ),
+    "lion": Pair(
+        gdtuo.Lion,
+        PublishedLion,
+        0.01,
+        {"betas": ((0.9, 0.99), (0.5, 0.8), (0.0, 0.9)), "weight_decay": (0.0, 0.1), "maximize": (False, True)},
+        extra={},
+        every=False,
+    ),
+    "nadam": Pair(
+        gdtuo.NAdam,
+        torch.optim.NAdam,
+        0.01,
+        {
+            "betas": ((0.9, 0.999), (0.5, 0.8), (0.0, 0.9)),
+            "momentum_decay": (4e-3, 0.0, 0.5),
+            "eps": (1e-8, 1e-2),
+            "weight_decay": (0.0, 0.1),
+            "decoupled_weight_decay": (False, True),
+            "maximize": (False, True),
+        },
+        every=False,
+    ),
+    "radam": Pair(
+        gdtuo.RAdam,
+        torch.optim.RAdam,
+        0.01,
+        {
+            "betas": ((0.9, 0.999), (0.5, 0.8), (0.0, 0.9), (0.9, 0.5)),  # the last is never rectified
+            "eps": (1e-8, 1e-2),
+            "weight_decay": (0.0, 0.1),
+            "decoupled_weight_decay": (False, True),
+            "maximize": (False, True),
+        },
+        every=False,
+    ),
+    "adafactor": Pair(
+        gdtuo.Adafactor,
+        torch.optim.Adafactor,
+        0.05,
+        {
+            "beta2_decay": (-0.8, -0.3, 0.0),
+            "eps": ((None, 1e-3), (1e-2, 1.0)),
+            "d": (1.0, 1.3),
+            "weight_decay": (0.0, 0.1),
+            "maximize": (False, True),
+        },
+        every=False,
+        complex=False,
+    ),
+    "muon": Pair(
+        gdtuo.Muon,
+        torch.optim.Muon,
+        0.01,
+        {
+            "weight_decay": (0.1, 0.0),
+            "momentum": (0.95, 0.5, 0.0),
+            "nesterov": (True, False),
+            "ns_coefficients": ((3.4445, -4.775, 2.0315), (1.5, -0.5, 0.0)),
+            "eps": (1e-7, 1e-2),
+            "ns_steps": (5, 2),
+            "adjust_lr_fn": (None, "original", "match_rms_adamw"),
+        },
+        extra={},
+        every=False,
+        complex=False,
+        matrices=True,
+    ),
 }
+#: those whose combinations, with other things too, are covered pair by pair
+NEWER = tuple(name for name, pair in PAIRS.items() if not pair.every)
 CONFIGURATIONS = [(name, options) for name, pair in PAIRS.items() for options in pair.options()]
 #: one configuration a class that uses as much of it as possible, for tests that need no more
 RICH = {
@@ -94,6 +202,11 @@ RICH = {
     "adamw": {"amsgrad": True, "weight_decay": 0.1, "betas": (0.8, 0.95)},
     "adagrad": {"lr_decay": 0.1, "initial_accumulator_value": 0.1, "weight_decay": 0.1},
     "rmsprop": {"alpha": 0.9, "momentum": 0.8, "centered": True, "weight_decay": 0.1},
+    "lion": {"betas": (0.8, 0.95), "weight_decay": 0.1},
+    "nadam": {"betas": (0.8, 0.95), "momentum_decay": 0.1, "weight_decay": 0.1, "decoupled_weight_decay": True},
+    "radam": {"betas": (0.8, 0.95), "weight_decay": 0.1, "decoupled_weight_decay": True},
+    "adafactor": {"beta2_decay": -0.5, "eps": (1e-4, 0.1), "d": 1.2, "weight_decay": 0.1},
+    "muon": {"momentum": 0.8, "nesterov": False, "adjust_lr_fn": "match_rms_adamw", "weight_decay": 0.2},
 }
 
 
@@ -106,16 +219,23 @@ def describe(options: Mapping[str, Any]) -> str:
 
 
 class Awkward(nn.Module):
-    """A weight that is used twice, a frozen one, one whose gradient is always None, and one that is used at times."""
+    """A weight that is used twice, a frozen one, one whose gradient is always None, and one that is used at times.
 
-    def __init__(self, dtype: torch.dtype = F64) -> None:
+    With `matrices` all have two dimensions, of the same numbers.
+    """
+
+    def __init__(self, dtype: torch.dtype = F64, matrices: bool = False) -> None:
         super().__init__()
         make = torch.Generator().manual_seed(3)
+
+        def shaped(x: Tensor) -> Tensor:
+            return x.to(dtype).view(1, -1) if matrices else x.to(dtype)
+
         self.tied = nn.Parameter(0.5 * torch.randn(5, 4, generator=make, dtype=F64).to(dtype))
-        self.bias = nn.Parameter(0.1 * torch.randn(5, generator=make, dtype=F64).to(dtype))
-        self.frozen = nn.Parameter(torch.randn(4, generator=make, dtype=F64).to(dtype), requires_grad=False)
-        self.unused = nn.Parameter(torch.randn(3, generator=make, dtype=F64).to(dtype))
-        self.scale = nn.Parameter(torch.ones((), dtype=dtype))
+        self.bias = nn.Parameter(0.1 * shaped(torch.randn(5, generator=make, dtype=F64)))
+        self.frozen = nn.Parameter(shaped(torch.randn(4, generator=make, dtype=F64)), requires_grad=False)
+        self.unused = nn.Parameter(shaped(torch.randn(3, generator=make, dtype=F64)))
+        self.scale = nn.Parameter(shaped(torch.ones((), dtype=F64)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.scale * ((x + self.frozen) @ self.tied.T + self.bias).tanh() @ self.tied
@@ -221,6 +341,12 @@ TOWERS: dict[str, Callable[[], gdtuo.Level]] = {
         learn=("lr", "alpha", "momentum"),
         hypergradient="exact",
         optimizer=gdtuo.AdaGrad(lr=0.02, hypergradient="exact", optimizer=gdtuo.SGD(lr=0.01)),
+    ),
+    "nadam/radam/lion": lambda: gdtuo.NAdam(
+        lr=0.01,
+        momentum_decay=0.1,
+        learn=("lr", "momentum_decay"),
+        optimizer=gdtuo.RAdam(lr=0.02, learn=("lr", "beta2"), optimizer=gdtuo.Lion(lr=1e-3)),
     ),
     "drift/sgd": lambda: Drift(lr=0.01, learn="all", optimizer=gdtuo.SGD(lr=0.02)),
 }

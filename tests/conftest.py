@@ -13,3 +13,11 @@ def _reproducible():
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def numbers_of_64_bits():
+    """torch keeps NAdam's product of momenta in the default dtype, we in the parameter's."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import gdtuo
-from gdtuo import SGD, AdaGrad, Adam, AdamW, RMSProp, tower
+from gdtuo import SGD, Adafactor, AdaGrad, Adam, AdamW, Lion, Muon, NAdam, RAdam, RMSProp, tower
 
-LEVELS = (SGD, Adam, AdamW, AdaGrad, RMSProp)
+LEVELS = (SGD, Adam, AdamW, AdaGrad, RMSProp, Lion, NAdam, RAdam, Adafactor)
 NAN = math.nan
 
 
@@ -84,6 +84,7 @@ class Averaging(torch.optim.SGD):
 CONSTRUCTION: dict[str, tuple[Any, type[Exception], str]] = {
     **{f"{c.__name__} lr < 0": (lambda p, c=c: c(p, lr=-0.1), ValueError, r"lr=-0\.1.*>= 0.*maximize=True") for c in LEVELS},
     **{f"{c.__name__} lr NaN": (lambda p, c=c: c(p, lr=NAN), ValueError, r"lr=nan.*>= 0.*default is") for c in LEVELS},
+    "Muon lr < 0": (lambda p: Muon(p[1:], lr=-0.1), ValueError, r"lr=-0\.1.*>= 0.*default is 0\.001"),
     "lr infinite": (lambda p: SGD(p, lr=math.inf), ValueError, r"lr=inf.*>= 0"),
     "lr < 0 in a template": (lambda p: SGD(lr=-0.1), ValueError, r"maximize=True"),
     "lr < 0 in a group": (lambda p: SGD([{"params": p[:1]}, {"params": p[1:], "lr": -0.1}]), ValueError, r"lr=-0\.1.*maximize=True"),
@@ -104,6 +105,29 @@ CONSTRUCTION: dict[str, tuple[Any, type[Exception], str]] = {
     "momentum < 0": (lambda p: SGD(p, momentum=-0.5), ValueError, r"momentum=-0\.5.*default is 0"),
     "weight_decay < 0": (lambda p: AdamW(p, weight_decay=-1e-2), ValueError, r"weight_decay=-0\.01.*>= 0"),
     "eps < 0": (lambda p: Adam(p, eps=-1e-8), ValueError, r"eps=-1e-08.*>= 0"),
+    "NAdam momentum_decay < 0": (lambda p: NAdam(p, momentum_decay=-0.1), ValueError, r"momentum_decay=-0\.1.*>= 0.*0\.004"),
+    **{f"{c.__name__} beta2 of 1": (lambda p, c=c: c(p, betas=(0.9, 1.0)), ValueError, r"betas\[1\]=1\.0.*\[0, 1") for c in (Lion, NAdam, RAdam)},
+    "Lion learns betas": (lambda p: Lion(p, optimizer=SGD(), learn="betas"), ValueError, r"beta1, beta2.*sign.*Leave it out of learn=.*lr, weight_decay"),
+    "Lion learns a beta too": (lambda p: Adam(p, optimizer=Lion(optimizer=SGD(), learn=("lr", "beta2"))), ValueError, r"beta2.*Leave it out of learn="),
+    "Adafactor beta2_decay > 0": (lambda p: Adafactor(p, beta2_decay=0.8), ValueError, r"beta2_decay=0\.8.*<= 0.*-0\.8"),
+    "Adafactor d < 1": (lambda p: Adafactor(p, d=0.5), ValueError, r"d=0\.5.*>= 1"),
+    "Adafactor eps1 < 0": (lambda p: Adafactor(p, eps=(-1.0, 1e-3)), ValueError, r"eps\[0\]=-1\.0.*>= 0.*None"),
+    "Adafactor eps2 < 0": (lambda p: Adafactor(p, eps=(None, -1e-3)), ValueError, r"eps\[1\]=-0\.001.*>= 0"),
+    "Adafactor one eps": (lambda p: Adafactor(p, eps=1e-3), ValueError, r"Give 2 numbers, as eps=\(None, 0\.001\)"),
+    "Adafactor learns eps1": (lambda p: Adafactor(p, optimizer=SGD(), learn="eps1"), ValueError, r"'eps1'.*It has lr.*eps"),
+    "Adafactor of complex numbers": (lambda p: Adafactor([torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))]), ValueError, r"complex.*gdtuo\.Adam"),
+    "Adafactor per element": (lambda p: Adafactor(p, optimizer=SGD(), per="element"), ValueError, r"Use per='tensor'"),
+    "Muon of a vector": (lambda p: Muon(p), ValueError, r"shape \(3,\).*p\.ndim == 2.*gdtuo\.AdamW"),
+    "Muon of a named vector": (lambda p: Muon([("bias", p[0])]), ValueError, r"shape \(3,\).*gdtuo\.AdamW"),
+    "Muon of a vector in a group": (lambda p: Muon([{"params": p[1:]}, {"params": iter(p[:1])}]), ValueError, r"shape \(3,\).*gdtuo\.AdamW"),
+    "Muon of complex numbers": (lambda p: Muon([torch.nn.Parameter(torch.ones(2, 2, dtype=torch.complex64))]), ValueError, r"complex.*real matrices"),
+    "Muon ns_steps": (lambda p: Muon(p[1:], ns_steps=100), ValueError, r"ns_steps=100.*0 \.\.\. 99"),
+    "Muon ns_steps of 1.5": (lambda p: Muon(p[1:], ns_steps=1.5), ValueError, r"ns_steps=1\.5.*integer"),
+    "Muon two coefficients": (lambda p: Muon(p[1:], ns_coefficients=(1.5, -0.5)), ValueError, r"Give three numbers"),
+    "Muon eps < 0": (lambda p: Muon(p[1:], eps=-1.0), ValueError, r"eps=-1\.0.*>= 0"),
+    "Muon momentum > 1": (lambda p: Muon(p[1:], momentum=1.5), ValueError, r"momentum=1\.5.*default is 0\.95"),
+    "Muon adjust_lr_fn": (lambda p: Muon(p[1:], adjust_lr_fn="keller"), ValueError, r"'keller'.*'original', 'match_rms_adamw'"),
+    "Muon above": (lambda p: Adam(p, optimizer=Muon()), ValueError, r"not elementwise.*gdtuo\.SGD\(\)"),
     "nesterov without momentum": (lambda p: SGD(p, nesterov=True), ValueError, r"momentum > 0"),
     "nesterov with dampening": (lambda p: SGD(p, momentum=0.9, dampening=0.5, nesterov=True), ValueError, r"dampening=0"),
     "learn an unknown name": (lambda p: SGD(p, optimizer=SGD(), learn="beta1"), ValueError, r"has no.*'beta1'.*It has lr, momentum"),
@@ -162,7 +186,7 @@ CONSTRUCTION: dict[str, tuple[Any, type[Exception], str]] = {
     "differentiable": (lambda p: Adam(p, differentiable=True), ValueError, r"name a level in optimizer="),
     "a level without a rule": (lambda p: Ruleless(p), TypeError, r"rule = YourRule"),
     "a state of another shape": (lambda p: Misshapen(p), ValueError, r"torch\.zeros_like\(weights\).*elementwise = False"),
-    "text: unknown name": (lambda p: tower("adam/sdg"), ValueError, r"no level 'sdg'.*adagrad, adam.*sgd"),
+    "text: unknown name": (lambda p: tower("adam/sdg"), ValueError, r"no level 'sdg'.*adafactor, adagrad, adam.*lion.*muon.*nadam.*radam.*sgd"),
     "text: empty": (lambda p: tower(""), ValueError, r"Write levels bottom first, as 'adam/sgd\(lr=0\.01\)/sgd'"),
     "text: syntax": (lambda p: tower("adam/sgd(lr=0.01"), ValueError, r"Write levels bottom first"),
     "text: two slashes": (lambda p: tower("adam//sgd"), ValueError, r"Write levels bottom first"),
@@ -229,6 +253,7 @@ AT_WORK: dict[str, tuple[Any, Any, type[Exception], str]] = {
     "group: upper lr < 0": (small_tower, lambda o: o.add_param_group({"params": parameters(), "L1/lr": -1.0}), ValueError, r">= 0"),
     "group: upper lr above its cap": (small_tower, lambda o: o.add_param_group({"params": parameters(), "L1/lr": 0.5}), ValueError, r"0\.5.*0\.2"),
     "group: nesterov": (SGD, lambda o: o.add_param_group({"params": parameters(), "nesterov": True}), ValueError, r"momentum > 0"),
+    "group: a vector for Muon": (lambda p: Muon(p[1:], optimizer=SGD()), lambda o: o.add_param_group({"params": iter(parameters((3,)))}), ValueError, r"shape \(3,\).*gdtuo\.AdamW"),
     "group: a parameter again": (small_tower, lambda o: o.add_param_group({"params": o.param_groups[0]["params"][:1]}), ValueError, r"more than one parameter group"),
     "group: no dictionary": (small_tower, lambda o: o.add_param_group(parameters()), TypeError, r"dict"),
     "step with a sparse gradient": (small_tower, lambda o: spoil(o).step(), RuntimeError, r"sparse=False.*SparseAdam"),

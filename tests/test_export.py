@@ -9,20 +9,24 @@ import math
 
 import pytest
 import torch
-from cases import F64, PAIRS, RICH, Awkward, Drift, backward, differences, same, train, two_groups
+from cases import F64, NEWER, PAIRS, RICH, Awkward, Drift, backward, differences, same, train, two_groups
 from torch.optim import lr_scheduler as schedulers
 
 import gdtuo
 from gdtuo.export import TWINS
 
 #: class -> options with which all of its update is in use, and that torch takes whatever is learned
-CLASSES = {name: {k: v for k, v in RICH[name].items() if k != "lr"} for name in PAIRS}
+CLASSES = {name: {k: v for k, v in RICH[name].items() if k != "lr"} for name in PAIRS if name != "lion"}
 SWITCHED = {
     "sgd": {"momentum": 0.9, "nesterov": True, "maximize": True},
     "adam": {"maximize": True},
     "adamw": {},
     "adagrad": {"maximize": True},
     "rmsprop": {},
+    "nadam": {"maximize": True},
+    "radam": {"weight_decay": 0.1},
+    "adafactor": {},
+    "muon": {"adjust_lr_fn": "match_rms_adamw"},
 }
 TOWERS = {
     "height 0": dict,
@@ -43,8 +47,8 @@ def named_groups(model):
 
 def make(name, tower, options, groups=named_groups, steps=8):
     """A network and a tower that has learned."""
-    model = Awkward()
     pair = PAIRS[name]
+    model = pair.model()
     optimizer = pair.ours(groups(model), lr=pair.lr, **options, **TOWERS[tower]())
     for step in range(steps):
         backward(model, step, maximize=options.get("maximize", False))
@@ -68,9 +72,11 @@ def assert_same_weights(model, twin, **tolerance):
 # ---------------------------------------------------------------- going on
 
 
+@pytest.mark.usefixtures("numbers_of_64_bits")
 @pytest.mark.parametrize("options", [CLASSES, SWITCHED], ids=["rich", "switched"])
-@pytest.mark.parametrize("tower", TOWERS)
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize(
+    ("name", "tower"), [(name, tower) for name in CLASSES for tower in TOWERS if name not in NEWER or "all per tensor" in tower]
+)
 def test_goes_on_as_the_frozen_tower_does(name, tower, options):
     model, optimizer = make(name, tower, options[name])
     twin, frozen = frozen_twin(model, optimizer)
@@ -86,21 +92,24 @@ def test_goes_on_as_the_frozen_tower_does(name, tower, options):
     assert frozen.hyperparameters() == optimizer.hyperparameters()
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", CLASSES)
 def test_the_groups_hold_what_was_learned_and_what_was_there(name):
     _, optimizer = make(name, "height 2, all", CLASSES[name])
     values, exported = optimizer.hyperparameters(), gdtuo.export(optimizer)
-    assert gdtuo.hyperparameters(exported) == {key: value for key, value in values.items() if key.startswith("L0")}
+    found = gdtuo.hyperparameters(exported)
+    assert all(found[key] == value for key, value in values.items() if key.startswith("L0"))
     for group, ours in zip(exported.param_groups, optimizer.param_groups, strict=True):
         assert [id(p) for p in group["params"]] == [id(p) for p in ours["params"]]
         assert group["param_names"] == ours["param_names"]
         assert group["name"] == ours["name"]
-        for switch in PAIRS[name].ours.rule.switches():
+        for switch in PAIRS[name].ours.rule.switches().keys() & ours.keys():
             assert group[switch] == ours[switch]
         assert group["lr"] != ours["lr"]  # learned
         assert not [key for key in group if key.startswith("L")]
         json.dumps({key: value for key, value in group.items() if key != "params"})
-    assert exported.param_groups[0].keys() - {"name", "param_names"} == PAIRS[name].theirs([torch.ones(1)]).param_groups[0].keys()
+    assert (
+        exported.param_groups[0].keys() - {"name", "param_names"} == PAIRS[name].theirs([torch.ones(1, 1)]).param_groups[0].keys()
+    )
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -181,10 +190,11 @@ def test_a_tensor_becomes_a_number():
     train(model, exported, range(3, 5))
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", CLASSES)
 def test_fused_is_left_to_torch(name):
     """Here it compiles, there it picks a kernel, which RMSprop does not have."""
-    exported = gdtuo.export(PAIRS[name].ours([torch.nn.Parameter(torch.ones(1))], fused=True))
+    arguments = {} if name in ("adafactor", "muon") else {"fused": True}  # which compiles nothing of theirs
+    exported = gdtuo.export(PAIRS[name].ours([torch.nn.Parameter(torch.ones(1, 1))], **arguments))
     assert exported.param_groups[0].get("fused") is None
     assert exported.defaults.get("fused") is None
 
@@ -193,18 +203,19 @@ def test_fused_is_left_to_torch(name):
 
 
 @pytest.mark.parametrize("options", [CLASSES, SWITCHED], ids=["rich", "switched"])
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", CLASSES)
 def test_torch_to_tower_to_torch_is_bitwise(name, options):
-    pair, model = PAIRS[name], Awkward()
+    pair = PAIRS[name]
+    model = pair.model()
     theirs = pair.theirs(named_groups(model), lr=pair.lr, **options[name])
     train(model, theirs, range(8))
     tower = pair.ours(named_groups(model), lr=0.7, optimizer=gdtuo.SGD(optimizer=gdtuo.SGD()))
     tower.load_state_dict(theirs.state_dict())
     back = gdtuo.export(tower)
-    assert same(back.state_dict(), theirs.state_dict())
     twin = copy.deepcopy(model)
     other = pair.theirs(named_groups(twin), lr=0.7)
-    other.load_state_dict(theirs.state_dict())
+    other.load_state_dict(theirs.state_dict())  # which turns NAdam's product into the weights' dtype
+    assert same(back.state_dict(), other.state_dict())
     train(model, back, range(8, 14))
     train(twin, other, range(8, 14))
     assert not differences(dict(model.named_parameters()), dict(twin.named_parameters()))
@@ -222,7 +233,8 @@ def test_weight_decay_is_that_of_the_class_whatever_a_loaded_group_said(name):
     assert_same_weights(model, twin, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.usefixtures("numbers_of_64_bits")
+@pytest.mark.parametrize("name", CLASSES)
 def test_before_the_first_step(name):
     """torch's state comes with the first step (Adagrad's with the optimizer), and so it does here."""
     model, optimizer = make(name, "height 1, lr", CLASSES[name], steps=0)
@@ -317,7 +329,9 @@ def test_a_rule_and_its_twin_call_everything_by_the_same_names(rule):
 # ---------------------------------------------------------------- what cannot be taken away
 
 
-@pytest.mark.parametrize("own", [gdtuo.AveragingSGD, Drift, gdtuo.compat.optimizers.AdamLevel], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize(
+    "own", [gdtuo.AveragingSGD, gdtuo.Lion, Drift, gdtuo.compat.optimizers.AdamLevel], ids=lambda cls: cls.__name__
+)
 def test_a_rule_that_torch_does_not_have(own):
     optimizer = own([torch.nn.Parameter(torch.ones(1))], optimizer=gdtuo.SGD())
     with pytest.raises(

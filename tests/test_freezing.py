@@ -10,7 +10,8 @@ from cases import F64, TOWERS, Awkward, backward, differences, learned_values, t
 
 import gdtuo
 
-SHAPES = pytest.mark.parametrize("shape", TOWERS)
+# drift stands for all that has no closed form
+SHAPES = pytest.mark.parametrize("shape", [shape for shape in TOWERS if not shape.startswith("nadam")])
 #: towers in which a hypergradient of 0 moves nothing, since no level above the first remembers earlier ones
 MEMORYLESS = ("adam/sgd/sgd", "sgd/sgd/sgd, per element", "drift/sgd")
 

@@ -95,6 +95,9 @@ RULES = {
     "adamw": (gdtuo.AdamW, {"lr": 0.02, "betas": (0.8, 0.95), "weight_decay": 0.1, "eps": 1e-2}),
     "adagrad": (gdtuo.AdaGrad, {"lr": 0.05, "eps": 1e-2}),
     "rmsprop": (gdtuo.RMSProp, {"lr": 0.01, "alpha": 0.9, "eps": 1e-2}),
+    "lion": (gdtuo.Lion, {"lr": 0.02, "weight_decay": 0.1}),
+    "nadam": (gdtuo.NAdam, {"lr": 0.02, "betas": (0.8, 0.95), "momentum_decay": 0.1, "eps": 1e-2}),
+    "radam": (gdtuo.RAdam, {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-2}),
     "drift": (Drift, {"lr": 0.02, "momentum": 0.7}),
 }
 TOLERANCE = {F64: 1e-10, F32: 2e-5, B16: 3e-2}
@@ -111,6 +114,9 @@ COVER = [
     ("adagrad", "all", "tensor", "cosine", 1, F64, 3),
     ("rmsprop", "lr", "group", "cosine", 1, B16, 3),
     ("rmsprop", "all", "tensor", "exact", 1, F64, 1),
+    ("lion", "lr", "tensor", "cosine", 1, F64, 1),
+    ("nadam", "all", "group", "cosine", 1, F64, 3),
+    ("radam", "all", "tensor", "exact", 1, F64, 1),
     ("drift", "lr", "group", "exact", 1, F32, 3),
     ("drift", "all", "tensor", "cosine", 3, F64, 1),
 ]

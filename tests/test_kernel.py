@@ -22,6 +22,15 @@ from gdtuo.tape import quiet
 F64 = torch.float64
 N, STEP, DECAY = 33, 3, 0.7
 
+
+class SwitchRule(DriftRule):
+    """One of two updates, by a number: without a branch."""
+
+    def update(self, weights, gradient, state, hyper, step):
+        delta, after = super().update(weights, gradient, state, hyper, step)
+        return torch.where(step * hyper["momentum"] > 2, delta.exp() - 1, 2 * delta), after
+
+
 RULES: dict[str, tuple[Rule, dict[str, float]]] = {
     "sgd": (gdtuo.SGD.rule(), {"lr": 0.1}),
     "momentum": (gdtuo.SGD.rule(), {"lr": 0.1, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1}),
@@ -35,7 +44,12 @@ RULES: dict[str, tuple[Rule, dict[str, float]]] = {
         gdtuo.RMSProp.rule(centered=True),
         {"lr": 0.05, "alpha": 0.9, "eps": 1e-2, "momentum": 0.8, "weight_decay": 0.1},
     ),
+    "lion": (gdtuo.Lion.rule(), {"lr": 0.05, "beta1": 0.8, "beta2": 0.95, "weight_decay": 0.1}),
+    "nadam": (gdtuo.NAdam.rule(), {"lr": 0.05, "beta1": 0.8, "beta2": 0.95, "eps": 1e-2, "momentum_decay": 0.1}),
+    "radam": (gdtuo.RAdam.rule(), {"lr": 0.05, "beta1": 0.8, "beta2": 0.95, "eps": 1e-2, "weight_decay": 0.1}),
     "drift": (DriftRule(), {"lr": 0.05, "momentum": 0.7}),
+    "switch": (SwitchRule(), {"lr": 0.05, "momentum": 0.7}),
+    "switch, the other way": (SwitchRule(), {"lr": 0.05, "momentum": 0.6}),
 }
 #: traced, closed form, spread
 WAYS = {
@@ -76,6 +90,7 @@ class Case:
         for name in recipe.state:  # the variance of a centred rule must be positive
             self.arrays[name] = positive(0.1, 0.3) if name == "grad_avg" else positive(0.5, 1.5)
         self.numbers = dict(numbers) | {f"slope {name}": 0.5 + 0.25 * i for i, name in enumerate(recipe.own)}
+        self.numbers |= dict.fromkeys(recipe.uniform, 0.3)
         if recipe.spread:
             for name in [*recipe.own, *(f"slope {name}" for name in recipe.own)]:
                 self.arrays[name] = self.numbers[name] * positive(0.9, 1.05)
@@ -91,7 +106,10 @@ class Case:
 
     @property
     def state(self) -> dict[str, Tensor]:
-        return {name: self.arrays[name] for name in self.recipe.state}
+        return {
+            name: self.of(name) if name in self.recipe.uniform else self.arrays[name]
+            for name in self.rule.init(torch.ones(1), self.recipe.present)
+        }
 
     def update(self) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
         """Δ, tangents by forward mode, the state after."""
@@ -147,6 +165,8 @@ class Result:
             assert sum(row) == pytest.approx(whole, rel=1e-12)
         with quiet():
             self.sums = kernel.sums.evaluator(1)([*given(kernel, case), *self.dots])
+            uniform = kernel.uniform.evaluator(1)(given(kernel, case))
+        self.arrays |= zip(case.recipe.uniform, uniform, strict=kind != "pull")
         if kernel.change is not None:
             self.change = places[blocks.change] * tensors[kernel.change[1]]
 
@@ -187,7 +207,7 @@ def test_update_and_learn(recipe, numbers, scalars):
 def test_pull(recipe, numbers, scalars):
     case = Case(recipe, numbers, seed=1)
     result = Result(case, "pull", scalars)
-    assert result.untouched == result.arrays.keys()
+    assert result.untouched == set(recipe.kernel("pull").inputs)
     for name in result.untouched:
         assert torch.equal(result.arrays[name], case.arrays[name])
     if recipe.traced:

@@ -6,6 +6,7 @@ from statistics import mean
 
 import pytest
 import torch
+from cases import NEWER, PAIRS
 from torch.nn.functional import cross_entropy
 
 import gdtuo
@@ -46,3 +47,17 @@ def test_never_behind_plain_adam_and_far_ahead_from_low_starts(lr):
         train_ratio, test_ratio = (mean(t[i] for t in towers) / mean(p[i] for p in plain) for i in (0, 1))
         assert train_ratio <= (0.1 if lr <= 1e-4 else 1.05), height
         assert test_ratio <= (0.1 if lr <= 1e-4 else 1.10), height
+
+
+@pytest.mark.parametrize("name", NEWER[::2])  # and so were the others
+def test_far_ahead_of_every_other_optimizer_from_a_low_start(name):
+    """Muon with its matrices alone."""
+    pair = PAIRS[name]
+
+    def chosen(params):
+        return [p for p in params if p.dim() == 2] if pair.matrices else params
+
+    plain = train(lambda params: pair.theirs(chosen(params), lr=1e-4), 0)
+    learned = train(lambda params: pair.ours(chosen(params), lr=1e-4, optimizer=tower(2)), 0)
+    assert learned[0] <= 0.15 * plain[0]
+    assert learned[1] <= 0.2 * plain[1]

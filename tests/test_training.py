@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import gdtuo
 
-SHAPES = pytest.mark.parametrize("shape", TOWERS)
+# drift stands for all that has no closed form
+SHAPES = pytest.mark.parametrize("shape", [shape for shape in TOWERS if not shape.startswith("nadam")])
 
 
 def fit(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor], steps: int) -> list[float]:

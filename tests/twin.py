@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.optim._muon import _zeropower_via_newtonschulz
 
 F64 = torch.float64
 
@@ -64,6 +65,75 @@ def averaging(w, g, s, h, t, maximize=False):
     return w + h["lr"] * v, {"velocity": v}
 
 
+def lion(w, g, s, h, t, maximize=False):
+    g = -g if maximize else g
+    m = s.get("m", torch.zeros_like(w))
+    sign = torch.sign(h["beta1"] * m + (1 - h["beta1"]) * g)
+    return w * (1 - h["lr"] * h["weight_decay"]) - h["lr"] * sign, {"m": h["beta2"] * m + (1 - h["beta2"]) * g}
+
+
+def penalised(w, g, h, decoupled, maximize):
+    g = -g if maximize else g
+    return (w * (1 - h["lr"] * h["weight_decay"]), g) if decoupled else (w, g + h["weight_decay"] * w)
+
+
+def nadam(w, g, s, h, t, maximize=False, decoupled_weight_decay=False):
+    w, g = penalised(w, g, h, decoupled_weight_decay, maximize)
+    zero = torch.zeros_like(w)
+    m = h["beta1"] * s.get("m", zero) + (1 - h["beta1"]) * g
+    v = h["beta2"] * s.get("v", zero) + (1 - h["beta2"]) * g**2
+    now, following = (h["beta1"] * (1 - torch.exp(math.log(0.96) * (t + i) * h["momentum_decay"]) / 2) for i in (0, 1))
+    product = s.get("p", 1.0) * now
+    mean = following * m / (1 - product * following) + (1 - now) * g / (1 - product)
+    return w - h["lr"] * mean / (root(v / (1 - h["beta2"] ** t)) + h["eps"]), {"m": m, "v": v, "p": product}
+
+
+def radam(w, g, s, h, t, maximize=False, decoupled_weight_decay=False):
+    w, g = penalised(w, g, h, decoupled_weight_decay, maximize)
+    zero, b2 = torch.zeros_like(w), h["beta2"]
+    m = h["beta1"] * s.get("m", zero) + (1 - h["beta1"]) * g
+    v = b2 * s.get("v", zero) + (1 - b2) * g**2
+    mean, after = m / (1 - h["beta1"] ** t), {"m": m, "v": v}
+    longest = 2 / (1 - b2) - 1
+    length = longest - 2 * t * b2**t / (1 - b2**t)
+    assert (length > 5).all() or (length <= 5).all()
+    if length.max() <= 5:
+        return w - h["lr"] * mean, after
+    r = ((length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)).sqrt()
+    return w - h["lr"] * mean * r * (1 - b2**t).sqrt() / (root(v) + h["eps"]), after
+
+
+def adafactor(w, g, s, h, t, maximize=False):
+    g, floor, fresh = -g if maximize else g, torch.finfo(w.dtype).eps, t ** h["beta2_decay"]
+    if w.dim() == 2:
+        rows = (1 - fresh) * s.get("R", 0.0) + fresh * torch.stack([(row**2).sum() / len(row) for row in g])
+        columns = (1 - fresh) * s.get("C", 0.0) + fresh * torch.stack([(column**2).sum() / len(column) for column in g.T])
+        v, after = torch.outer(rows, columns) / rows.mean(), {"R": rows, "C": columns}
+    else:
+        v = (1 - fresh) * s.get("V", 0.0) + fresh * g**2
+        after = {"V": v}
+    assert v.min() > floor**2
+    u = g / v.sqrt()
+    size = (w**2).mean().sqrt()
+    rate = torch.where(size > h["eps2"], size, h["eps2"]) * min(h["lr"], torch.tensor(t**-0.5, dtype=F64))
+    clip = (u**2).mean().sqrt() / h["d"]
+    return w * (1 - h["lr"] * h["weight_decay"]) - rate * u / torch.where(clip > 1, clip, 1.0), after
+
+
+def muon(w, g, s, h, t, nesterov=True, adjust_lr_fn=None):
+    b = h["momentum"] * s.get("b", torch.zeros_like(w)) + (1 - h["momentum"]) * g
+    direction = h["momentum"] * b + (1 - h["momentum"]) * g if nesterov else b
+    smooth = direction / (direction**2).sum().sqrt()
+    for _ in range(5):
+        cube = smooth @ smooth.T @ smooth
+        smooth = 3.4445 * smooth - 4.775 * cube + 2.0315 * smooth @ smooth.T @ cube
+    # torch's values in 16 bits, the derivative of the same iteration in 64
+    rough = _zeropower_via_newtonschulz(direction.detach(), (3.4445, -4.775, 2.0315), 5, 1e-7).to(w.dtype)
+    n, m = w.shape
+    scale = 0.2 * max(n, m) ** 0.5 if adjust_lr_fn else max(1.0, n / m) ** 0.5
+    return w * (1 - h["lr"] * h["weight_decay"]) - h["lr"] * scale * (rough + smooth - smooth.detach()), {"b": b}
+
+
 def drift(w, g, s, h, t):
     mean = h["momentum"] * s.get("mean", torch.zeros_like(w)) + (1 - h["momentum"]) * g
     return w - h["lr"] * torch.tanh(3 * mean), {"mean": mean}
@@ -83,10 +153,17 @@ RULES = {
     "adamw": adamw,
     "adagrad": adagrad,
     "rmsprop": rmsprop,
+    "lion": lion,
+    "nadam": nadam,
+    "radam": radam,
+    "adafactor": adafactor,
+    "muon": muon,
 }
 POSITIVE, UNIT, REAL = "positive", "unit", "real"
-DOMAINS = dict.fromkeys(("lr", "eps", "weight_decay", "lr_decay"), POSITIVE) | dict.fromkeys(
-    ("momentum", "dampening", "beta1", "beta2", "alpha"), UNIT
+DOMAINS = (
+    dict.fromkeys(("lr", "eps", "weight_decay", "lr_decay", "momentum_decay", "eps2", "d"), POSITIVE)
+    | dict.fromkeys(("momentum", "dampening", "beta1", "beta2", "alpha"), UNIT)
+    | {"beta2_decay": REAL}
 )
 
 

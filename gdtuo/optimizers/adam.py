@@ -12,7 +12,7 @@ from torch import Tensor
 from ..domains import Positive, UnitInterval
 from ..level import Learning, Level, Params
 from ..rules import Hyper, Number, Rule, State, safe_sqrt, silenced
-from .penalized import PenalizedRule
+from .moments import MomentsRule, check_betas
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -21,7 +21,7 @@ __all__ = ["Adam", "AdamRule", "AdamW", "AdamWRule"]
 
 
 @dataclass(frozen=True)
-class AdamRule(PenalizedRule):
+class AdamRule(MomentsRule):
     """m ← β1 m + (1-β1) g; v ← β2 v + (1-β2) g²; w ← w - η m̂ / (√v̂ + ε), m̂ = m / (1-β1^t), v̂ = v / (1-β2^t)."""
 
     amsgrad: bool = False
@@ -34,34 +34,23 @@ class AdamRule(PenalizedRule):
         "weight_decay": (0.0, Positive()),
     }
     optional = frozenset(("weight_decay",))
-    direct = frozenset(("lr",))
     closed_form: ClassVar[bool] = True
     divisors = frozenset(("beta1", "beta2"))
-    decoupled: ClassVar[bool] = False  # whether weight decay stays out of the moments
 
     def init(self, weights: Tensor, hyper: Collection[str]) -> State:
-        names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")[: 3 if self.amsgrad else 2]
-        return {name: torch.zeros_like(weights) for name in names}
-
-    def descent(self, weights: Tensor, gradient: Tensor, hyper: Hyper) -> Tensor:
-        coupled = {} if self.decoupled else hyper
-        return super().descent(weights, gradient, coupled)
-
-    def _decay(self, weights: Tensor, delta: Tensor, hyper: Hyper) -> Tensor:
-        return delta - hyper["lr"] * hyper["weight_decay"] * weights if "weight_decay" in hyper and self.decoupled else delta
+        largest = {"max_exp_avg_sq": torch.zeros_like(weights)} if self.amsgrad else {}
+        return super().init(weights, hyper) | largest
 
     def update(self, weights: Tensor, gradient: Tensor, state: State, hyper: Hyper, step: Number) -> tuple[Tensor, State]:
-        g = self.descent(weights, gradient, hyper)
         beta1, beta2 = hyper["beta1"], hyper["beta2"]
-        first = beta1 * state["exp_avg"] + (1 - beta1) * g
-        second = beta2 * state["exp_avg_sq"] + (1 - beta2) * (g * g)
+        first, second = self.moments(self.descent(weights, gradient, hyper), state, hyper)
         after = {"exp_avg": first, "exp_avg_sq": second}
         if self.amsgrad:
             second = after["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], second)
         scale = (1 - beta2**step) ** 0.5  # m̂ / (√v̂ + ε) = scale / (1-β1^t) · m / (√v + scale ε)
         denominator = safe_sqrt(second) + scale * hyper["eps"]
         delta = (-hyper["lr"] * scale / (1 - beta1**step)) * silenced(first / denominator, first, second)
-        return self._decay(weights, delta, hyper), after
+        return self.shrunk(weights, delta, hyper), after
 
     def native(
         self, weights: list[Tensor], gradients: list[Tensor], state: Mapping[str, list[Tensor]], hyper: Hyper, steps: list[Tensor]
@@ -75,17 +64,6 @@ class AdamRule(PenalizedRule):
         numbers = {"weight_decay": 0.0, **hyper, "amsgrad": self.amsgrad, "maximize": self.maximize}
         kernel(weights, gradients, *moments, steps, **numbers)
         return True
-
-    def remembers(self, learned: Collection[str], hyper: Collection[str]) -> frozenset[str]:
-        needs = set()
-        if {"beta1", "beta2"}.intersection(learned):
-            needs.add("gradient")
-        if "weight_decay" in hyper:
-            if not self.decoupled and (needs or "weight_decay" in learned):
-                needs.update(("gradient", "weights"))
-            if self.decoupled:
-                needs.add("weights")
-        return frozenset(needs)
 
     def replay(
         self, learned: tuple[str, ...], weights: Tensor, gradient: Tensor, state: State, hyper: Hyper, step: Number
@@ -127,7 +105,7 @@ class AdamRule(PenalizedRule):
             square_change = largest_change(second / beta2 - g * g / beta2) + largest * (step * beta2 ** (step - 1) / bias2)
             return -rate * through_root(square_change)
 
-        return self._decay(weights, -rate * unit, hyper), [derivative(name) for name in learned]
+        return self.shrunk(weights, -rate * unit, hyper), [derivative(name) for name in learned]
 
 
 @dataclass(frozen=True)
@@ -135,8 +113,7 @@ class AdamWRule(AdamRule):
     """Adam with decoupled weight decay: w ← w - η λ w beside Adam's own update."""
 
     hyperparameters = {**AdamRule.hyperparameters, "weight_decay": (1e-2, Positive())}
-    direct = frozenset(("lr", "weight_decay"))
-    decoupled: ClassVar[bool] = True
+    decoupled = True
 
 
 class Adam(Level):
@@ -217,9 +194,7 @@ class Adam(Level):
                 f"{cls.__name__} got a group with decoupled_weight_decay={not decoupled}: its weight decay is "
                 f"{'decoupled' if decoupled else 'a part of the gradient'}. Use gdtuo.{other}."
             )
-        for i, beta in enumerate(group["betas"]):
-            if not beta < 1:
-                raise ValueError(f"{cls.__name__} got betas[{i}]={beta}: a beta is in [0, 1). Usual values are (0.9, 0.999).")
+        check_betas(cls.__name__, group)
 
 
 class AdamW(Adam):

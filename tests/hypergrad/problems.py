@@ -29,6 +29,8 @@ class Algorithm:
     numbers: dict[str, float]
     switches: dict[str, Any] = field(default_factory=dict)
     reversible: bool = False
+    matrices: bool = False  # whether it takes no other parameters
+    flat: bool = False  # whether weights do not follow the loss that they are trained with
 
     def make(self) -> gdtuo.Level:
         """The level, at its own defaults: the numbers come from hyper."""
@@ -56,6 +58,13 @@ ALGORITHMS = {
     ),
     "rmsprop": Algorithm(gdtuo.RMSProp, "rmsprop", RMSPROP),
     "rmsprop, centred": Algorithm(gdtuo.RMSProp, "rmsprop", RMSPROP, {"centered": True}),
+    "nadam": Algorithm(gdtuo.NAdam, "nadam", {**ADAM, "momentum_decay": 0.1}),
+    "radam": Algorithm(gdtuo.RAdam, "radam", ADAM, {"decoupled_weight_decay": True}),
+    "lion": Algorithm(gdtuo.Lion, "lion", {"lr": 0.05, "weight_decay": 0.05}, flat=True),
+    "adafactor": Algorithm(
+        gdtuo.Adafactor, "adafactor", {"lr": 0.1, "weight_decay": 0.05, "beta2_decay": -0.6, "eps2": 0.3, "d": 1.02}
+    ),
+    "muon": Algorithm(gdtuo.Muon, "muon", {"lr": 0.05, "weight_decay": 0.1, "momentum": 0.8}, matrices=True),
     "a rule of one's own": Algorithm(Drift, "drift", {"lr": 0.05, "momentum": 0.7}),
     "one that is not elementwise": Algorithm(Normalised, "normalised", {"lr": 0.1, "eps": 0.1, "pull": 0.1}),
 }
@@ -82,7 +91,7 @@ class Problem:
         def layer(rows: int, columns: int) -> dict[str, Tensor]:
             return {
                 "weight": 0.5 * torch.randn(rows, columns, generator=make, dtype=F64),
-                "bias": 0.1 * torch.randn(columns, generator=make, dtype=F64),
+                "bias": 0.1 * torch.randn(*([1] if self.algorithm.matrices else []), columns, generator=make, dtype=F64),
             }
 
         return {"first": layer(3, self.hidden), "second": layer(self.hidden, 2)}
@@ -166,7 +175,8 @@ def unrolled(problem: Problem, params: Any, hyper: Any, start: dict[str, Any] | 
     """(E, dE/dhyper, dE/dparams, trained weights) from one graph."""
     params, hyper = (mapped(tree, lambda leaf: leaf.clone().requires_grad_()) for tree in (params, hyper))
     weights = {(layer, name): w for layer, part in params.items() for name, w in part.items()}
-    absent = {"momentum", "dampening", "weight_decay", "lr_decay"} - problem.algorithm.numbers.keys()
+    defaults = {"beta1": 0.9, "beta2": 0.99} if problem.algorithm.twin == "lion" else {}
+    defaults |= dict.fromkeys(("momentum", "dampening", "weight_decay", "lr_decay"), 0.0)
     states: dict[Any, dict[str, Tensor]] = {path: {} for path in weights}
     for name, tree in hyper["optimizer"].get("state", {}).items():
         for path in weights:
@@ -180,7 +190,7 @@ def unrolled(problem: Problem, params: Any, hyper: Any, start: dict[str, Any] | 
         for (path, weight), gradient in zip(weights.items(), gradients, strict=True):
             numbers = {name: number_at(hyper["optimizer"][name], path, step, problem.steps) for name in problem.algorithm.numbers}
             after[path], states[path] = twin.RULES[problem.algorithm.twin](
-                weight, gradient, states[path], numbers | dict.fromkeys(absent, 0.0), step + 1, **problem.algorithm.switches
+                weight, gradient, states[path], defaults | numbers, step + 1, **problem.algorithm.switches
             )
         weights = after
         nested = {layer: {n: weights[layer, n] for n in part} for layer, part in params.items()}

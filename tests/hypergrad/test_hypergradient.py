@@ -241,6 +241,8 @@ def test_zero_gradients(name):
     }
     training = gdtuo.Training(lambda p, h, b: (h["a"] * p["w"]).sum() + p["v"].relu().sum(), algorithm.make(), steps=4)
     params = {"w": torch.ones(2, dtype=F64), "v": -torch.ones(2, dtype=F64), "unused": torch.ones(1, dtype=F64)}
+    if algorithm.matrices:
+        params = {name: p[None] for name, p in params.items()}
     for method in (gdtuo.Reverse(), gdtuo.Forward(), gdtuo.Reverse(products="forward-over-reverse")):
         result = gdtuo.hypergradient(training, lambda p, h: (p["w"] + p["v"]).sum() + p["unused"].sum(), params, hyper, method)
         assert all(leaf.isfinite().all() for leaf in leaves_of(result.hyper))
