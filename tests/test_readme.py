@@ -51,7 +51,7 @@ def test_every_block_runs_and_its_towers_learn(tmp_path, monkeypatch):
             optimizer.step()
         assert optimizer.hyperparameters() != before
         assert optimizer.skipped == 0
-    assert str(optimizer) == "lion / sgd / sgd"
+    assert str(optimizer) == "softsign / sgd / sgd"
 
 
 def test_blocks_that_need_other_packages_are_python():
