@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .domains import Domain
-from .level import TOWER_KEY, Level
+from .level import Level
 from .observing import unwrap
 from .optimizers import (
     AdafactorRule,
@@ -26,6 +26,7 @@ from .optimizers import (
 )
 from .parts import Parts
 from .rules import Rule
+from .saved import TOWER_KEY
 
 __all__ = ["TWINS", "Twin", "export"]
 

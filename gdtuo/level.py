@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
@@ -15,6 +14,7 @@ from .blueprint import Blueprint
 from .options import Learning, Options
 from .parts import Parts, Tower
 from .rules import Rule
+from .saved import check_group, check_state, snapshot
 from .schema import Schema
 from .torch_top import TorchFactory, check_factory
 
@@ -27,8 +27,6 @@ Params: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple
 
 #: torch's own choices between implementations of one update, recorded in the groups. "fused" compiles; the others have no effect.
 HINTS = ("foreach", "capturable", "differentiable", "fused")
-
-TOWER_KEY = re.compile(r"L\d+/")
 
 
 class Level(torch.optim.Optimizer):
@@ -453,12 +451,12 @@ class Level(torch.optim.Optimizer):
         """As torch's, every level included; a snapshot: it does not change when the optimizer steps on."""
         self._bound().write_state()
         result = super().state_dict()
-        states = {key: _snapshot(state) for key, state in result["state"].items()}
+        states = {key: snapshot(state) for key, state in result["state"].items()}
         return {**result, "state": states, "param_groups": self._saved_groups(result["param_groups"])}
 
     def _saved_groups(self, groups: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         parts = self._bound()
-        return [_snapshot({**group, **parts.top_state(g)}) for g, group in enumerate(groups)]
+        return [snapshot({**group, **parts.top_state(g)}) for g, group in enumerate(groups)]
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {name: value for name, value in self.__dict__.items() if name in self._TEMPLATE}
@@ -467,7 +465,7 @@ class Level(torch.optim.Optimizer):
         # snapshots, not the views of the engine's arrays: a pickled view takes its whole base along
         self._parts.write_state()
         kept |= super().__getstate__()
-        kept["state"] = {p: _snapshot(entries) for p, entries in self.state.items()}
+        kept["state"] = {p: snapshot(entries) for p, entries in self.state.items()}
         towers = {"_learned": self._learned, "_others": self._others, "_template_of": self._template_of}
         return kept | towers | {"param_groups": self._saved_groups(self.param_groups)}
 
@@ -493,37 +491,11 @@ class Level(torch.optim.Optimizer):
         """Raise ValueError unless a state dict holds this tower, or no tower at all, over the same parameters."""
         for g, (saved, group) in enumerate(zip(groups, self.param_groups, strict=True)):
             tower = self._templates[self._template_of[g]]
-            of_top = f"L{tower.height}/state/" if tower._levels[-1]._factory else "none"  # there from the first step on
-            missing = [key for key in self.blueprints()[0].numbers() if key not in saved]
-            if missing:
-                raise ValueError(
-                    f"The state dict holds another optimizer than this one ({self}): group {g} has no {', '.join(missing)}. Load "
-                    "it into the optimizer that it was saved from."
-                )
+            top = f"L{tower.height}/state/" if tower._levels[-1]._factory else ""
+            check_group(str(self), g, saved, group, self.blueprints()[0].numbers(), top)
             self.check(saved)
-            theirs, ours = (
-                {
-                    key: value.shape[key == "L0/last" :]
-                    for key, value in d.items()
-                    if TOWER_KEY.match(key) and isinstance(value, Tensor)
-                }
-                for d in ({k: v for k, v in each.items() if not k.startswith(of_top)} for each in (saved, group))
-            )
-            differ = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
-            if theirs and differ:
-                raise ValueError(
-                    f"The state dict holds another tower than this one ({self}): group {g} differs in {', '.join(differ[:5])}. "
-                    "Build the optimizer with the optimizer=, learn= and per= that it was saved with."
-                )
         for p, entries in states.items():
-            own = self.state.get(p, {})
-            for name, value in entries.items():
-                one = name in self.rule.uniform and value.numel() == 1  # for all weights
-                if isinstance(value, Tensor) and isinstance(own.get(name), Tensor) and value.shape != own[name].shape and not one:
-                    raise ValueError(
-                        f"The state dict holds {name} of shape {tuple(value.shape)} for a parameter of shape {tuple(p.shape)}. "
-                        "Load it into an optimizer over the same parameters, in the same order."
-                    )
+            check_state(p, entries, self.state.get(p, {}), self.rule.uniform)
 
 
 def _tensors(params: Any) -> list[Tensor]:
@@ -531,8 +503,3 @@ def _tensors(params: Any) -> list[Tensor]:
     items = params if isinstance(params, Iterable) and not isinstance(params, Tensor) else [params]
     named = (x[1] if isinstance(x, tuple) and len(x) == 2 else x for x in items)
     return [p for p in named if isinstance(p, Tensor)]
-
-
-def _snapshot(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy whose tensors no longer change."""
-    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in entries.items()}
