@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Mapping, Sequence
-from operator import itemgetter
+from operator import is_, itemgetter
 from typing import Any, TypeAlias
 
 import torch
@@ -58,6 +58,8 @@ class Engine:
         self.ladder: Ladder | None = None
         self._workspace = Workspace()
         self._buckets: list[Bucket] = []
+        self._params: list[list[Tensor]] = []  # of each group, as they were laid out
+        self._sizes: list[list[int]] = []  # of each, how many rows of hyperparameters it has
         self._marked: list[Tensor] = []  # an entry of each group by which one sees that it is still ours
         keys = [key for blueprint in blueprints for key in blueprint.numbers()]
         keys += [name for name in (*self._bottom.switches(), "fused", "learn") if name in groups[0]]
@@ -79,13 +81,19 @@ class Engine:
         self._top_shown = False
         self._seen: list[Any] = []
         self._structure = self._read_structure()
-        per, groups = self._bottom.options.per, self.groups
+        groups = self.groups
+        if any(p.device.type == "meta" for group in groups for p in group["params"]):
+            raise ValueError(
+                f"{self._bottom.schema.title} got parameters on the meta device, which have no numbers. Make them real first, as "
+                "with model.to_empty(device='cpu'), and then the optimizer."
+            )
         if self.ladder is not None and self.ladder.top is not None:
             for g in range(len(self.ladder.top.leaves)):  # what stands there already is ours, or was put there to be loaded
                 groups[g].update({**self.top_state(g), **groups[g]})
-        sizes = [[{"group": 0, "tensor": 1, "element": numel(p)}[per] for p in group["params"]] for group in groups]
-        self._blocks = [1 if per == "group" else sum(size) for size in sizes]
+        sizes = [[self._rows_of(p) for p in group["params"]] for group in groups]
+        self._blocks = [1 if self._bottom.options.per == "group" else sum(size) for size in sizes]
         self.ladder = self._build_ladder() if self._learned else None
+        self._params, self._sizes = [list(group["params"]) for group in groups], sizes
         self._waiting: list[Tensor] = []  # frozen: given a place when they first have a gradient
         self._buckets = self._build_buckets(sizes)
         self._tables, self._collective = self._build_tables()
@@ -117,10 +125,7 @@ class Engine:
             for name, view in ladder.store.views(g).items():
                 old = group.get(name)
                 if isinstance(old, Tensor) and old.shape[1:] == view.shape[1:] and len(old):
-                    if len(old) == len(view):
-                        view.copy_(old)
-                    elif name == "L0/last":  # of the parameters that another rank had: updated together they all say the same
-                        view.copy_(old[-1:])
+                    self._carry(g, name, old, view)
                 group[name] = view
             if ladder.top is not None:
                 prefix = self._top_prefix
@@ -134,6 +139,34 @@ class Engine:
         self._values: Array = _numbers(ladder.values)
         self._slope: Array = _numbers(ladder.store["L0/slope"])
         return ladder
+
+    def _carry(self, g: int, name: str, old: Tensor, view: Tensor) -> None:
+        """Take a group's rows of a number over; those of parameters that it no longer has are dropped."""
+        now, known = self.groups[g]["params"], self._params[g] if g < len(self._params) else None
+        if known is None or _same(known, now):
+            if len(old) == len(view):
+                view.copy_(old)
+            elif name == "L0/last":  # of the parameters that another rank had: updated together they all say the same
+                view.copy_(old[-1:])
+            return
+        sizes = [1] * len(known) if name == "L0/last" else self._sizes[g]
+        if sum(sizes) != len(old) or (self._bottom.options.per == "group" and name != "L0/last"):
+            if len(old) == len(view):  # the group's own
+                view.copy_(old)
+            return
+        parts, places = old.split(sizes), {id(p): i for i, p in enumerate(known)}
+        here, start = {id(p) for p in now}, 0
+        for i, p in enumerate(now):
+            size = 1 if name == "L0/last" else self._rows_of(p)
+            gone = i < len(known) and id(known[i]) not in here  # p stands in its place
+            part = parts[places[id(p)]] if id(p) in places else parts[i] if gone else None
+            if part is not None and len(part) == size:
+                view[start : start + size].copy_(part)
+            start += size
+
+    def _rows_of(self, p: Tensor) -> int:
+        """How many rows of hyperparameters a parameter has of its own."""
+        return {"group": 0, "tensor": 1, "element": numel(p)}[self._bottom.options.per]
 
     def _device(self) -> torch.device:
         """Where the numbers of the tower live: with the weights."""
@@ -152,7 +185,9 @@ class Engine:
             recipe_of = {dtype: self._recipe(group, dtype) for dtype in {_real(p) for p in group["params"]}}
             fused = bool(group.get("fused"))
             for p, size in zip(group["params"], sizes[g], strict=True):
-                if p.requires_grad or p.grad is not None or p in self._state:
+                if self._bottom.options.per == "element" and not numel(p):
+                    pass  # no row of hyperparameters governs it, and no weight asks for one
+                elif p.requires_grad or p.grad is not None or p in self._state:
                     recipe = recipe_of[_real(p)]
                     own = index if not _recordable(recipe) else None
                     ranks = ranks_of(p, sharded)
@@ -319,6 +354,9 @@ class Engine:
         for group, view in zip(self.groups, self._marked, strict=False):  # none is marked where nothing is learned
             if group.get("L0/shift") is not view:
                 return True
+        for group, known in zip(self.groups, self._params, strict=True):
+            if not _same(group["params"], known):
+                return True
         return any(bucket.replaced for bucket in self._buckets)
 
     def _plain_values(self, numbers: Sequence[Sequence[Number]]) -> Tensor:
@@ -435,10 +473,11 @@ class Engine:
             return []
         runs = self.runs()
         shown = [self.ladder.store[f"L{k}/hypergradient"] for k in range(len(self.ladder.learned))]
-        if not self.learning or self._marks(runs) == self._consumed:
+        stale = self._marks(runs) == self._consumed
+        if not self.learning or (stale and self._collective is None):
             return shown
-        with quiet():
-            active = self.pull(runs)
+        with quiet():  # where ranks share parameters all of them take part, whatever each has
+            active = self.pull([] if stale else runs)
         gradient = self.ladder.gradient()
         fresh = self.ladder.reports(self.ladder.pull(gradient))
         mask = torch.as_tensor(active, device=gradient.device)
@@ -450,6 +489,11 @@ class Engine:
         """Which gradients stand in the runs, without keeping them alive: each run's first, and its version."""
         gradients = [bucket.owners[run.first].grad for bucket, run in runs]
         return [(weakref.ref(gradient), gradient._version) for gradient in gradients if gradient is not None]
+
+
+def _same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    """Whether two lists hold the same objects."""
+    return len(a) == len(b) and all(map(is_, a, b))
 
 
 def _numbers(tensor: Tensor) -> Array:

@@ -192,6 +192,9 @@ class LargeBucket(SegmentedBucket):
         Returns:
             its dot products over stretches of the given lengths: [dots][stretches], on a device as a tensor.
         """
+        if not piece.length:  # a rank may have none of a parameter
+            nothing = torch.zeros(len(kernel.dots), len(lengths), dtype=torch.float64, device=self.device)
+            return nothing.tolist() if on_host(self.device) else nothing
         prepared = piece.prepared.get(kernel)
         if prepared is None:
             whole = len(lengths) == len(piece.lengths) == 1 and values is None

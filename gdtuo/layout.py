@@ -10,17 +10,24 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, groupby
+from itertools import accumulate, chain, groupby
+from operator import is_, itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .recipes import Recipe
+from .saved import check_state
 from .sharding import Ranks, as_part_of, is_distributed, local, local_gradient
 from .tape import Array
 
 __all__ = ["Bucket", "Place", "Run", "numel", "unflatten"]
+
+
+def remembered(name: str) -> bool:
+    """Whether an entry of a state is kept of the last update for its pull-back, rather than a part of the rule's state."""
+    return name.startswith(("trace_", "last_"))
 
 
 def unflatten(array: Tensor, like: Tensor) -> Tensor:
@@ -121,6 +128,11 @@ class Bucket(ABC):
         #: the number of the update of each parameter that waits to be pulled back; 0 if none does
         self.pending = torch.zeros(len(self.params), dtype=torch.int64, device="cpu")
         self._pending = self.pending.numpy()
+        #: each parameter's state, and the tensors in it, as they were put there
+        self._dicts: list[dict[str, Any]] = []
+        self._kept: list[Tensor] = []
+        names = ("step", *self._views(0))
+        self._tensors_of = itemgetter(*names) if len(names) > 1 else lambda state: (state["step"],)
         #: numbers that differ where histories of as many updates do, where that matters
         self.lineage = [0] * len(self.params)
         for i in range(len(self.params)):
@@ -146,13 +158,19 @@ class Bucket(ABC):
         state = self._states[self.owners[i]]
         # torch's SGD keeps no count: a momentum buffer says that there has been a first step
         self.steps[i] = float(state.get("step", isinstance(state.get("momentum_buffer"), Tensor)))
-        for name in [name for name in state if name.startswith(("trace_", "last_")) and name not in self.arrays]:
-            del state[name]
-        for name, view in self._views(i).items():
+        views = self._views(i)
+        fits = all(local(state[name]).shape == view.shape for name, view in views.items() if name in state and remembered(name))
+        self._pending[i] = state.get("pending", 0) if self.recipe.own and fits else 0
+        for name in [name for name in state if remembered(name) and (name not in views or not fits)]:
+            del state[name]  # of other weights
+        check_state(self.owners[i], state, self._entries(i), self.recipe.rule.uniform)
+        for name, view in views.items():
             if isinstance(state.get(name), Tensor):
                 view.copy_(local(state[name]))
-        self._pending[i] = state.get("pending", 0) if self.recipe.own else 0
-        state.update(self._entries(i))
+        entries = self._entries(i)
+        state.update(entries)
+        self._dicts.append(state)
+        self._kept += [value for value in entries.values() if isinstance(value, Tensor)]
 
     def _entries(self, i: int) -> dict[str, Any]:
         """What the state of a parameter holds."""
@@ -164,15 +182,19 @@ class Bucket(ABC):
 
     def write_state(self) -> None:
         """Bring the plain numbers in the optimizer's state up to date."""
-        for p, step, pending in zip(self.owners, self._step_views, self._pending.tolist(), strict=True):
-            if self.recipe.own and self._states[p].get("step") is step:
-                self._states[p]["pending"] = pending
+        if self.recipe.own:
+            for state, pending in zip(self._dicts, self._pending.tolist(), strict=True):
+                state["pending"] = pending
 
     @property
     def replaced(self) -> bool:
-        """Whether somebody has put states of their own in the place of ours, or parameters elsewhere; the first tells."""
-        first = self.owners[0]
-        return self._states[first].get("step") is not self._step_views[0] or self._elsewhere(first)
+        """Whether somebody has put states or entries of their own in the place of ours, or parameters elsewhere."""
+        if not all(map(is_, map(self._states.get, self.owners), self._dicts)) or self._elsewhere(self.owners[0]):
+            return True
+        try:
+            return not all(map(is_, chain.from_iterable(map(self._tensors_of, self._dicts)), self._kept))
+        except KeyError:
+            return True
 
     def _elsewhere(self, p: Tensor) -> bool:
         """Whether a model has been moved, or has another dtype, since its optimizer was made."""
@@ -245,6 +267,8 @@ class Bucket(ABC):
         if self.recipe.own:
             run.pending = tick
             self._pending[run.first : run.last] = tick
+            for state in self._dicts[run.first : run.last]:
+                state["pending"] = tick
 
     def pulled(self, run: Run) -> None:
         """Note that the last update of a run has been pulled back."""
@@ -255,6 +279,7 @@ class Bucket(ABC):
         for name in self.arrays.keys() - set(self.state_names):
             self.arrays[name].zero_()
         self._pending[:] = 0
+        self.write_state()
         self._runs = None
 
     # ---------------------------------------------------------------- arithmetic
