@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Mapping, Sequence
-from operator import is_, itemgetter
+from operator import itemgetter
 from typing import Any, TypeAlias
 
 import torch
@@ -16,7 +16,7 @@ from .blueprint import Blueprint
 from .collective import Collective
 from .ladder import Ladder, Plan
 from .large import LargeBucket
-from .layout import Bucket, Place, Run, numel
+from .layout import Bucket, Place, Run, numel, same
 from .learned import written
 from .recipes import Recipe
 from .recording import UnrecordableError
@@ -143,7 +143,7 @@ class Engine:
     def _carry(self, g: int, name: str, old: Tensor, view: Tensor) -> None:
         """Take a group's rows of a number over; those of parameters that it no longer has are dropped."""
         now, known = self.groups[g]["params"], self._params[g] if g < len(self._params) else None
-        if known is None or _same(known, now):
+        if known is None or same(known, now):
             if len(old) == len(view):
                 view.copy_(old)
             elif name == "L0/last":  # of the parameters that another rank had: updated together they all say the same
@@ -355,7 +355,7 @@ class Engine:
             if group.get("L0/shift") is not view:
                 return True
         for group, known in zip(self.groups, self._params, strict=True):
-            if not _same(group["params"], known):
+            if not same(group["params"], known):
                 return True
         return any(bucket.replaced for bucket in self._buckets)
 
@@ -489,11 +489,6 @@ class Engine:
         """Which gradients stand in the runs, without keeping them alive: each run's first, and its version."""
         gradients = [bucket.owners[run.first].grad for bucket, run in runs]
         return [(weakref.ref(gradient), gradient._version) for gradient in gradients if gradient is not None]
-
-
-def _same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
-    """Whether two lists hold the same objects."""
-    return len(a) == len(b) and all(map(is_, a, b))
 
 
 def _numbers(tensor: Tensor) -> Array:

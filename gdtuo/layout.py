@@ -22,12 +22,17 @@ from .saved import check_state
 from .sharding import Ranks, as_part_of, is_distributed, local, local_gradient
 from .tape import Array
 
-__all__ = ["Bucket", "Place", "Run", "numel", "unflatten"]
+__all__ = ["Bucket", "Place", "Run", "numel", "same", "unflatten"]
 
 
 def remembered(name: str) -> bool:
     """Whether an entry of a state is kept of the last update for its pull-back, rather than a part of the rule's state."""
     return name.startswith(("trace_", "last_"))
+
+
+def same(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    """Whether two lists hold the same objects."""
+    return len(a) == len(b) and all(map(is_, a, b))
 
 
 def unflatten(array: Tensor, like: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from . import report
 from .blueprint import Blueprint
+from .layout import same
 from .options import Learning, Options
 from .parts import Parts, Tower
 from .rules import Rule
@@ -52,6 +54,7 @@ class Level(torch.optim.Optimizer):
     Attributes:
         rule: the update rule.
         aliases: names in `param_groups` that stand for several hyperparameters of the rule: "betas".
+        marks: what every group holds, as torch's do, to tell classes with the same keys apart.
 
     Raises:
         ValueError, TypeError: for settings outside their range, unknown names, or an `optimizer=` that cannot
@@ -71,6 +74,7 @@ class Level(torch.optim.Optimizer):
 
     rule: ClassVar[type[Rule]]
     aliases: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    marks: ClassVar[Mapping[str, Any]] = {}
 
     # ---------------------------------------------------------------- construction
 
@@ -87,7 +91,7 @@ class Level(torch.optim.Optimizer):
                 f"{schema.title} got differentiable=True. A tower needs no differentiable step: name a level in optimizer=, "
                 "for example optimizer=gdtuo.SGD()."
             )
-        self._settings = schema.defaults | arguments
+        self._settings = schema.defaults | dict(self.marks) | arguments
         schema.check(self._settings)
         self.check(self._settings)
         self._options = Options.parse(schema, learning)
@@ -98,6 +102,7 @@ class Level(torch.optim.Optimizer):
         #: what learns besides this level's own tower: those that groups name, as templates of this level
         self._others: list[Level] = []
         self._template_of: list[int] = []  # for each group
+        self._known: list[dict[str, Any]] = []  # the groups, as they were laid out
         if params is not None:
             self._bind(params, learning)
 
@@ -112,12 +117,12 @@ class Level(torch.optim.Optimizer):
             raise TypeError(f"{title} got a level where parameters are expected. Did you mean {title}(optimizer={params!r})?")
         if isinstance(params, torch.nn.Module):
             raise TypeError(f"{title} got a module where parameters are expected. Did you mean {title}(model.parameters())?")
-        if "learn" in learning and not self.height:
-            raise ValueError(f"{title} got learn= but no optimizer= to learn with. Add optimizer=gdtuo.SGD().")
         defaults = self._settings | self._tower_settings()
         for blueprint in self.blueprints()[: self.height]:
             blueprint.learned([defaults])  # the groups may name other numbers: looked at below
         super().__init__(params, defaults)
+        if "learn" in learning and not any(template.height for template in self._templates):
+            raise ValueError(f"{title} got learn= but no optimizer= to learn with. Add optimizer=gdtuo.SGD().")
         self._learned = [self._names_learned(t) for t in range(len(self._templates))]
         self._build()
 
@@ -137,13 +142,14 @@ class Level(torch.optim.Optimizer):
 
     def _build(self) -> None:
         """Lay out all arrays; what groups and state hold that fits is taken over."""
-        self._parts = Parts(self.state)
+        self._parts, self._known = Parts(self.state), list(self.param_groups)
         for t in range(len(self._templates)):
             self._fill(t, {g: self.param_groups[g] for g, own in enumerate(self._template_of) if own == t})
 
     def _fill(self, t: int, members: Mapping[int, dict[str, Any]]) -> None:
         """Put groups under tower `t`."""
-        self._bound().add(t, Tower(self._templates[t].blueprints(), self._learned[t]), members)
+        assert self._parts is not None
+        self._parts.add(t, Tower(self._templates[t].blueprints(), self._learned[t]), members)
 
     @property
     def _templates(self) -> list[Level]:
@@ -234,30 +240,52 @@ class Level(torch.optim.Optimizer):
         """
         if "defaults" not in self.__dict__:
             self._bound()
-        t = 0
-        if isinstance(param_group, dict):  # else torch says so
-            if "optimizer" in param_group:
-                param_group = dict(param_group)  # which the caller may use again
-                t = self._tower_of(param_group.pop("optimizer"))
-            if isinstance(param_group.get("params"), Iterator):  # it is gone through twice
-                param_group["params"] = list(param_group["params"])
-            template = self._templates[t]
-            settings = template._tower_settings()
-            self._check_group({**self._settings, **settings, **param_group}, t)
-            param_group.update({key: value for key, value in settings.items() if key not in param_group})
-        super().add_param_group(param_group)
+        if self._parts is not None:
+            self._bound()  # after whatever somebody has done to the groups
+        towers = len(self._others)
+        try:
+            t, group = self._prepared(param_group) if isinstance(param_group, dict) else (0, param_group)  # torch says so
+            super().add_param_group(group)
+        except Exception:
+            del self._others[towers:]
+            raise
         self._template_of.append(t)
         if t:
-            for key in self._tower_settings().keys() - settings.keys():
+            for key in self._tower_settings().keys() - self._templates[t]._tower_settings().keys():
                 del self.param_groups[-1][key]
         if self._parts is not None:
+            self._known.append(self.param_groups[-1])
+            self._learned += [[]] * (len(self._others) - towers)
             self._learned[t] = self._learned[t] or self._names_learned(t)
             self._fill(t, {len(self.param_groups) - 1: self.param_groups[-1]})
+
+    def _prepared(self, param_group: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+        """The place of a new group's tower, and a copy of the group, checked, with the numbers of the levels above."""
+        group = dict(param_group)  # which the caller may use again
+        misplaced = [name for name in group if name in Learning.__annotations__ and name not in ("optimizer", "learn")]
+        if misplaced:
+            raise TypeError(
+                f"{type(self).__name__} got a group with {misplaced[0]}=, which is one for all groups. Give it to the optimizer: "
+                f"{type(self).__name__}(params, {misplaced[0]}={group[misplaced[0]]!r})."
+            )
+        names = ("optimizer", "learn", *self._schema().defaults)
+        for key in group:
+            meant = [] if key in names else get_close_matches(key, names, n=1, cutoff=0.85)
+            if meant:
+                raise TypeError(f"{type(self).__name__} got a group with {key!r}. Did you mean {meant[0]!r}?")
+        if isinstance(group.get("params"), Iterator):  # it is gone through twice
+            group["params"] = list(group["params"])
+        if isinstance(group.get("learn"), list):  # a change in place would pass unseen
+            group["learn"] = tuple(group["learn"])
+        t = self._tower_of(group.pop("optimizer")) if "optimizer" in group else 0
+        settings = self._templates[t]._tower_settings()
+        self._check_group({**self._settings, **settings, **group}, t)
+        return t, {**settings, **group}
 
     def _check_group(self, group: Mapping[str, Any], t: int) -> None:
         """Raise unless a group that is to have tower `t` may be added."""
         template = self._templates[t]
-        if "learn" in group and not template.height:
+        if group.get("learn") and not template.height:
             raise ValueError(
                 f"{type(self).__name__} got a group with learn= but no optimizer= to learn with. Add optimizer=gdtuo.SGD()."
             )
@@ -276,14 +304,34 @@ class Level(torch.optim.Optimizer):
             if template._arguments.get("optimizer") is optimizer:
                 return t
         self._others.append(type(self)(**{**self._arguments, "optimizer": optimizer}))
-        if self._parts is not None:
-            self._learned.append([])
         return len(self._others)
 
     def _bound(self) -> Parts:
         if self._parts is None:
             raise self._unbound()
+        if not same(self.param_groups, self._known):
+            self._regroup()
         return self._parts
+
+    def _regroup(self) -> None:
+        """Take over what somebody has put in the place of `param_groups`, as tools do that load or drop groups."""
+        old, of = self._known, []
+        places = {id(group): i for i, group in enumerate(old)}
+        for i, group in enumerate(self.param_groups):
+            copied = i if len(self.param_groups) == len(old) else None
+            place = places.get(id(group), copied)
+            of.append(0 if place is None else self._template_of[place])
+        if self._parts is not None:
+            self._parts.write_state()
+        self._template_of = of
+        self._complete()
+        self._build()
+
+    def _complete(self) -> None:
+        """Give groups from elsewhere what they lack."""
+        for group, t in zip(self.param_groups, self._template_of, strict=True):
+            for name, value in (self._settings | self._templates[t]._tower_settings()).items():
+                group.setdefault(name, value)  # a torch optimizer's state dict has no levels above
 
     def _unbound(self) -> RuntimeError:
         return RuntimeError(
@@ -482,13 +530,12 @@ class Level(torch.optim.Optimizer):
             self.state, self.param_groups, self._template_of = defaultdict(dict), [], []
             return
         super().__setstate__({"state": defaultdict(dict, self.state)})
-        for group, t in zip(self.param_groups, self._template_of, strict=True):
-            for name, value in (self._settings | self._templates[t]._tower_settings()).items():
-                group.setdefault(name, value)  # a torch optimizer's state dict has no levels above
+        self._complete()
         self._build()
 
     def _check_loaded(self, groups: Iterable[Mapping[str, Any]], states: Mapping[Tensor, Mapping[str, Any]]) -> None:
         """Raise ValueError unless a state dict holds this tower, or no tower at all, over the same parameters."""
+        self._bound()
         for g, (saved, group) in enumerate(zip(groups, self.param_groups, strict=True)):
             tower = self._templates[self._template_of[g]]
             top = f"L{tower.height}/state/" if tower._levels[-1]._factory else ""

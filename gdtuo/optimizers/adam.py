@@ -160,6 +160,7 @@ class Adam(Level):
 
     rule: ClassVar[type[Rule]] = AdamRule
     aliases = {"betas": ("beta1", "beta2")}
+    marks: ClassVar[Mapping[str, Any]] = {"decoupled_weight_decay": False}
 
     def __init__(
         self,
@@ -187,7 +188,7 @@ class Adam(Level):
     @classmethod
     def check(cls, group: Mapping[str, Any]) -> None:
         """A beta of 1 would never take anything in; torch marks in a group which weight decay is meant."""
-        decoupled = issubclass(cls.rule, AdamWRule)
+        decoupled = cls.marks["decoupled_weight_decay"]
         if group.get("decoupled_weight_decay", decoupled) != decoupled:
             other = "Adam" if decoupled else "AdamW"
             raise ValueError(
@@ -223,3 +224,4 @@ class AdamW(Adam):
     """
 
     rule: ClassVar[type[Rule]] = AdamWRule
+    marks = {"decoupled_weight_decay": True}
