@@ -292,7 +292,7 @@ class LargeBucket(SegmentedBucket):
             part = self._run(kernel, piece, factors, lengths, values if self._spread else None)
             if kernel.dots:
                 moved.append(part[0])
-            if not self._stands(piece):
+            if piece.length and not self._stands(piece):
                 self._scatter(piece)
         self._renew(kernel, run, segments, given)
         if moved and self.last is not None:

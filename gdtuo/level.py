@@ -480,7 +480,7 @@ class Level(torch.optim.Optimizer):
 
         With hypergradient="exact" the derivative of the loss with respect to the effective value, else the cosine.
         Between `backward()` and `step()` it belongs to the gradients in `p.grad`; after `step()` it is what the step
-        used. A group that has nothing to pull back shows what it used last.
+        used. A group that has nothing to pull back shows what it used last. Where ranks share parameters, call it on all of them.
         """
         return report.floats(self._bound().hypergradients())
 

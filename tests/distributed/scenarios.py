@@ -157,3 +157,30 @@ def refused(kind: str) -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+def zero1_hypergradients() -> tuple[dict[str, float], dict[str, float]]:
+    """One parameter for two ranks; before and after a step, asked on both."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    model = nn.parallel.DistributedDataParallel(nn.Linear(5, 3, bias=False, dtype=torch.float64))
+    with torch.no_grad():
+        model.module.weight.fill_(0.1)
+    build = partial(gdtuo.AdamW, **TOWERS["lr"], sharded=True)
+    optimizer = ZeroRedundancyOptimizer(model.parameters(), build, lr=1e-2)
+    for step in range(3):
+        optimizer.zero_grad()
+        backward(model, step, mine())
+        between = optimizer.optim.hypergradients()
+        optimizer.step()
+    return between, optimizer.optim.hypergradients()
+
+
+def alone_in_a_tower() -> Found:
+    """A weight of one element, of which one rank has nothing, in a group with a tower and a horizon of its own kind."""
+    model = cut(Model(), mesh_of((2,))) if dist.is_initialized() else Model()
+    rest = [p for name, p in model.named_parameters() if name != "scale"]
+    groups = [{"params": rest}, {"params": [model.scale], "optimizer": gdtuo.Adam(lr=0.02)}]
+    optimizer = gdtuo.Adam(groups, lr=1e-2, horizon=3, learn=("lr", "betas"), optimizer=gdtuo.SGD(lr=0.05))
+    train(model, optimizer, rows=mine() if dist.is_initialized() else slice(None))
+    return full(model), optimizer.hyperparameters()

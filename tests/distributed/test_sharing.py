@@ -96,3 +96,17 @@ def test_item_18_one_rank_that_is_not_finite_freezes_all(pool):
 def test_what_cannot_be_done_in_parts_is_refused(pool, kind, remedy):
     for message in pool(scenarios.refused, kind):
         assert remedy in message
+
+
+def test_hypergradients_where_a_rank_has_no_parameters(pool):
+    """Both take part in what is added up, whatever they have."""
+    (between, after), other = pool(scenarios.zero1_hypergradients)
+    assert (between, after) == other
+    assert between == pytest.approx(after, rel=1e-12)
+    assert between["L0/g0/lr"] != 0
+
+
+def test_a_rank_that_has_nothing_of_a_tower(pool):
+    one, other = pool(scenarios.alone_in_a_tower)
+    assert_ranks_agree(one, other)
+    assert_same(one, scenarios.alone_in_a_tower())
