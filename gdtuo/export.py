@@ -72,9 +72,18 @@ def export(optimizer: Any) -> torch.optim.Optimizer:
     for a group has one value. The levels above stay behind: they have a meaning only for learning on. The optimizer itself is
     left as it is; step one of the two.
 
-    A schedule goes on, too. What a scheduler keeps in the groups ("initial_lr" and its like) is moved like the number that it
-    writes: make a new scheduler with `last_epoch=`, and the rates are those of the schedule times the learned factor. (An old
-    scheduler's `state_dict` holds rates without that factor.)
+    A schedule goes on, too: its rates are those of the schedule times the learned factor. What a scheduler keeps in the groups
+    ("initial_lr" and its like) is moved like the number that it writes. Make the scheduler anew, and write the rates back:
+
+        rates = [group["lr"] for group in plain.param_groups]
+        scheduler = StepLR(plain, step_size=30, last_epoch=scheduler.last_epoch - 1)
+        for group, rate in zip(plain.param_groups, rates):
+            group["lr"] = rate
+
+    The 1 is the step that a scheduler takes while it is made. `StepLR`, `MultiStepLR` and `ConstantLR` (in older torch others,
+    too) multiply the rate in that step, which has been multiplied already: hence the last two lines, which change nothing for
+    the others. Rates among a scheduler's arguments (`eta_min`, the `max_lr` of `CyclicLR`) know no factor: multiply them by it
+    yourself. An old scheduler's `state_dict` has base rates without it.
 
     `fused` is left to torch's default: there it chooses another kernel, here it compiles. A momentum of exactly 0 torch leaves
     out, and its dampening with it.
@@ -180,4 +189,7 @@ def _state(level: Level, exported: torch.optim.Optimizer, fresh: dict[int, Any],
 
 
 def _plain(value: Any) -> Any:
+    """Numbers for tensors of one element, in pairs such as `betas`, too."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(_plain(x) for x in value)
     return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import operator
 import re
 from array import array
@@ -14,6 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from . import tables
+from .level import Level
 from .observing import snapshot, unwrap
 from .rules import Number
 
@@ -46,8 +46,9 @@ class History(Mapping[str, Series]):
         every: of how many steps one is kept: 1, 1 + every, 1 + 2 every, ... Default: 1.
 
     Raises:
-        TypeError: if there is no optimizer in `optimizer`.
+        TypeError: if there is no optimizer in `optimizer`, or `every` is no whole number.
         ValueError: if `every` is below 1.
+        RuntimeError: for a template.
 
     A record costs about as much as `optimizer.hyperparameters()`, one device synchronisation included; a step that is not
     kept costs nothing. A history is a step hook, too: after `optimizer.register_step_post_hook(history)`, on the optimizer
@@ -72,10 +73,13 @@ class History(Mapping[str, Series]):
     """
 
     def __init__(self, optimizer: Any = None, every: int = 1) -> None:
+        every = _whole("every", every, "Give a whole number of steps, 1 to keep all of them.")
         if every < 1:
             raise ValueError(f"History got every={every}: it counts steps. Use 1 to keep all of them.")
         if optimizer is not None:
-            unwrap(optimizer)
+            inner = unwrap(optimizer)
+            if isinstance(inner, Level):
+                inner._bound()
         self.optimizer, self.every = optimizer, every
         self.steps = array("q")  # that were kept
         self._columns: dict[str, Series] = {}
@@ -106,21 +110,20 @@ class History(Mapping[str, Series]):
 
         Raises:
             RuntimeError: if the history has no optimizer.
-            ValueError: for a step that does not rise, a column whose name is taken, or a tensor of several elements;
-                before anything has changed.
+            TypeError: for a step that is no whole number, or a column that is no number.
+            ValueError: for a step that does not rise, a column whose name is taken, or a tensor of several elements.
+                All before anything has changed.
         """
         if self.optimizer is None:
             raise RuntimeError("This History has no optimizer to record. Make one with gdtuo.History(optimizer).")
-        now = self._step + 1 if step is None else operator.index(step)
+        remedy = "The first argument counts updates; give numbers of your own by name, as record(loss=loss)."
+        now = self._step + 1 if step is None else _whole("step", step, remedy)
         if self.steps and now <= self._step:
             raise ValueError(
                 f"History got step={now} after step {self._step}: steps rise. Start a new History, or leave step out."
             )
         for name, value in columns.items():
-            if TAKEN.match(name):
-                raise ValueError(f"History got a column {name!r}, a name of its own. Choose another, as loss={value!r}.")
-            if isinstance(value, Tensor) and value.numel() != 1:
-                raise ValueError(f"History got {name} of shape {tuple(value.shape)}. Give one number, as {name}={name}.mean().")
+            _check_column(name, value)
         if not self.steps or now - self.steps[-1] >= self.every:
             self._append(now, snapshot(self.optimizer, columns))
         self._step = now
@@ -147,17 +150,10 @@ class History(Mapping[str, Series]):
         Raises:
             ValueError: for another ending.
         """
-        path = _checked(path)
+        path = tables.checked(path)
         cells = [dict(zip(*series, strict=True)) for series in self.values()]
         columns = {name: [found.get(step) for step in self.steps] for name, found in zip(self, cells, strict=True)}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="") as file:
-            if path.suffix == ".json":
-                plain = {name: [_plain(value) for value in column] for name, column in columns.items()}
-                json.dump({"step": list(self.steps), **plain}, file, allow_nan=False)
-            else:
-                csv.writer(file).writerow(["step", *columns])
-                csv.writer(file).writerows(zip(self.steps, *columns.values(), strict=True))
+        tables.write(path, self.steps, columns)
 
     @classmethod
     def load(cls, path: str | Path, optimizer: Any = None, every: int = 1) -> Self:
@@ -175,21 +171,11 @@ class History(Mapping[str, Series]):
             ...     History.load(pathlib.Path(folder) / "history.csv") == history
             True
         """
-        path = _checked(path)
         history = cls(optimizer, every)
-        try:
-            with path.open(newline="") as file:
-                if path.suffix == ".json":
-                    columns = dict(json.load(file))
-                else:
-                    names, *rows = csv.reader(file)
-                    columns = dict(zip(names, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(names, ())
-            steps = [int(step) for step in columns.pop("step")]
-            for i, step in enumerate(steps):
-                row = {name: column[i] for name, column in columns.items()}
-                history._append(step, {name: float(value) for name, value in row.items() if value not in ("", None)})
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise ValueError(f"{path} holds no history ({error}). Save one with History.save.") from error
+        steps, columns = tables.read(tables.checked(path))
+        for i, step in enumerate(steps):
+            cells = {name: column[i] for name, column in columns.items()}
+            history._append(step, {name: value for name, value in cells.items() if value is not None})
         history._step = steps[-1] if steps else 0
         return history
 
@@ -217,13 +203,29 @@ class History(Mapping[str, Series]):
         return plot_history(self, path, title)
 
 
-def _checked(path: str | Path) -> Path:
-    path = Path(path)
-    if path.suffix not in (".csv", ".json"):
-        raise ValueError(f"A history cannot stand in {path.name!r}. Give a name that ends in .csv or .json.")
-    return path
+def _whole(what: str, number: Any, remedy: str) -> int:
+    try:
+        return operator.index(number)
+    except TypeError as error:
+        raise TypeError(f"History got {what}={number!r}. {remedy}") from error
 
 
-def _plain(value: float | None) -> float | str | None:
-    """What JSON has no number for, as text."""
-    return value if value is None or abs(value) < float("inf") else repr(value)
+def _check_column(name: str, value: Any) -> None:
+    if TAKEN.match(name):
+        raise ValueError(f"History got a column {name!r}, a name of its own. Choose another, as loss={value!r}.")
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise ValueError(f"History got {name} of shape {tuple(value.shape)}. Give one number, as {name}={name}.mean().")
+    if not _is_number(value):
+        raise TypeError(
+            f"History got {name}={value!r}. Give a float or a tensor of one real number; where there is none, leave {name} out."
+        )
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return not value.is_complex()  # not float(value), which would wait for the device
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return not isinstance(value, str)

@@ -6,6 +6,7 @@ import math
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from .history import History
+from .level import Level
+from .observing import unwrap
+from .parts import Parts
 
 __all__ = ["Replayed", "replay"]
 
@@ -57,6 +61,8 @@ def replay(history: History, optimizer: torch.optim.Optimizer) -> LambdaLR:
     optimizer's own. Between records a rate is interpolated geometrically (linearly from and to 0); after the last it stays.
     Step the scheduler after every update, as the history was recorded; record before `scheduler.step()`.
 
+    A tower follows, too, where it leaves the rate alone: one that learned it would multiply the recorded rates by its factor.
+
     Args:
         history: of any optimizer, a tower's or another's; recorded now or loaded.
         optimizer: with as many groups, in the same order. Of rates learned per tensor: with a group for each tensor, as
@@ -67,7 +73,10 @@ def replay(history: History, optimizer: torch.optim.Optimizer) -> LambdaLR:
         `state_dict` holds them.
 
     Raises:
-        ValueError: if the history has no learning rates, one for each weight, or not as many as the optimizer has groups.
+        TypeError: if `history` is no History, as a file's name, or `optimizer` no optimizer.
+        RuntimeError: for a template.
+        ValueError: if the optimizer is a tower that learns its rate, or has learned one; if the history has no learning rates,
+            one for each weight, or not as many as the optimizer has groups.
 
     Example:
         >>> import torch, gdtuo
@@ -88,6 +97,7 @@ def replay(history: History, optimizer: torch.optim.Optimizer) -> LambdaLR:
         >>> learned == replayed
         True
     """
+    _check(history, optimizer)
     found: dict[int, dict[str, Any]] = {}
     for key, series in history.items():
         match = RATE.fullmatch(key)
@@ -111,3 +121,31 @@ def replay(history: History, optimizer: torch.optim.Optimizer) -> LambdaLR:
             group["lr"] = 1.0
         group["initial_lr"] = 1.0
     return LambdaLR(optimizer, rates)  # type: ignore[arg-type]  # torch's stubs have int -> float functions alone
+
+
+def _check(history: Any, optimizer: Any) -> None:
+    if isinstance(optimizer, History):
+        raise TypeError(
+            "replay() got a History in the place of its optimizer. The history comes first: replay(history, optimizer)."
+        )
+    if isinstance(history, (str, Path)):
+        raise TypeError(f"replay() got a name. Load the file: gdtuo.replay(gdtuo.History.load({str(history)!r}), optimizer).")
+    if not isinstance(history, History):
+        raise TypeError(f"replay() got a {type(history).__name__}. Give what a gdtuo.History(optimizer) has recorded.")
+    level = unwrap(optimizer)
+    if not isinstance(level, Level):
+        return
+    parts = level._bound()
+    if any(_moves_rate(level, parts, g) for g in range(len(level.param_groups))):
+        raise ValueError(
+            f"This {type(level).__name__} would multiply the recorded rates by a factor of its own. While it has learned "
+            "nothing, set optimizer.learning = False; or leave its tower behind: gdtuo.replay(history, gdtuo.export(optimizer))."
+        )
+
+
+def _moves_rate(level: Level, parts: Parts, g: int) -> bool:
+    """Whether a group's rate is not, or will not be, the one that is written."""
+    group, columns = level.param_groups[g], parts.learned(g)
+    if "lr" not in columns or not level.blueprints()[0].learns("lr", group):
+        return False
+    return level.learning or bool(group["L0/shift"][:, columns.index("lr")].any())

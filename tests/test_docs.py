@@ -114,7 +114,7 @@ def test_what_the_guide_points_at_exists(guide, least):
 
 def test_schedulers_compose_as_the_guide_says(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    session = run(SCHEDULERS, 3)
+    session = run(SCHEDULERS, 4)
     history, optimizer, plain = session["history"], session["optimizer"], session["plain"]
     assert (tmp_path / "history.png").read_bytes().startswith(b"\x89PNG")
     written, effective = history["written/L0/g0/lr"].values, history["L0/g0/lr"].values
@@ -122,6 +122,9 @@ def test_schedulers_compose_as_the_guide_says(tmp_path, monkeypatch):
     assert effective[-1] > 2 * written[-1]  # learned
     assert history["loss"].values[-1] < 0.8 * history["loss"].values[0]
     assert optimizer.hyperparameters()["L1/g0/lr"] < 0.01
+    followed = [group["lr"] for group in session["exported"].param_groups]
+    assert followed == pytest.approx([optimizer.hyperparameters()["L0/g0/lr"]], abs=1e-12)
+    assert session["following"].last_epoch == session["cosine"].last_epoch == 100
     model, inputs, targets = session["model"], session["inputs"], session["targets"]
     for expected in history["loss"].values:  # the run once more, without the tower
         plain.zero_grad()

@@ -190,6 +190,18 @@ def test_a_tensor_becomes_a_number():
     train(model, exported, range(3, 5))
 
 
+@pytest.mark.parametrize("learn", ["lr", "betas"])
+def test_betas_that_are_tensors_become_numbers(learn):
+    model = Awkward()
+    betas = (torch.tensor(0.8, dtype=F64), torch.tensor(0.99, dtype=F64))
+    optimizer = gdtuo.Adam(model.parameters(), betas=betas, learn=learn, optimizer=gdtuo.SGD(lr=0.05))
+    train(model, optimizer, range(3))
+    exported = gdtuo.export(optimizer)
+    values = optimizer.hyperparameters()
+    assert exported.param_groups[0]["betas"] == (values["L0/g0/beta1"], values["L0/g0/beta2"])
+    assert all(type(beta) is float for group in (exported.param_groups[0], exported.defaults) for beta in group["betas"])
+
+
 @pytest.mark.parametrize("name", CLASSES)
 def test_fused_is_left_to_torch(name):
     """Here it compiles, there it picks a kernel, which RMSprop does not have."""
@@ -274,6 +286,44 @@ def test_a_schedule_goes_on_with_the_learned_factor(tower):
     go(twin, frozen, its_scheduler, range(9, 18))
     assert_same_weights(model, twin, rtol=1e-12, atol=1e-12)
     assert exported.param_groups[0]["lr"] < 0.01 * 0.9**10
+
+
+SCHEDULES = {
+    "exponential": lambda opt, last: schedulers.ExponentialLR(opt, 0.9, last_epoch=last),
+    "step": lambda opt, last: schedulers.StepLR(opt, 3, last_epoch=last),
+    "multi-step": lambda opt, last: schedulers.MultiStepLR(opt, [3, 6, 8], last_epoch=last),
+    "multiplicative": lambda opt, last: schedulers.MultiplicativeLR(opt, lambda _: 0.9, last_epoch=last),
+    "cosine": lambda opt, last: schedulers.CosineAnnealingLR(opt, 20, last_epoch=last),
+    "restarts": lambda opt, last: schedulers.CosineAnnealingWarmRestarts(opt, 5, last_epoch=last),
+    "one cycle": lambda opt, last: schedulers.OneCycleLR(opt, 0.1, total_steps=40, last_epoch=last),
+    "linear": lambda opt, last: schedulers.LinearLR(opt, 0.1, total_iters=10, last_epoch=last),
+    "constant": lambda opt, last: schedulers.ConstantLR(opt, 0.1, total_iters=6, last_epoch=last),
+    "polynomial": lambda opt, last: schedulers.PolynomialLR(opt, 20, 2.0, last_epoch=last),
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("steps", [5, 6, 8])
+def test_a_scheduler_made_anew_as_the_docstring_says_gives_the_frozen_towers_rates(schedule, steps):
+    """After 6 and 8 updates are those where a recursive scheduler would lower the rate twice."""
+    model = Awkward()
+    optimizer = gdtuo.SGD(two_groups(model, 0.02), lr=0.01, momentum=0.9, optimizer=gdtuo.SGD(lr=0.05))
+    old = SCHEDULES[schedule](optimizer, -1)
+    for step in range(steps):
+        backward(model, step)
+        optimizer.step()
+        old.step()
+    plain = gdtuo.export(optimizer)
+    optimizer.learning = False
+    rates = [group["lr"] for group in plain.param_groups]
+    new = SCHEDULES[schedule](plain, old.last_epoch - 1)
+    for group, rate in zip(plain.param_groups, rates, strict=True):
+        group["lr"] = rate
+    for _ in range(8):
+        expected = [optimizer.hyperparameters()[f"L0/g{g}/lr"] for g in (0, 1)]
+        assert [group["lr"] for group in plain.param_groups] == pytest.approx(expected, rel=1e-12)
+        for each in (optimizer, plain, old, new):
+            each.step()
 
 
 def test_what_one_cycle_keeps_in_the_groups_is_moved_like_what_it_writes():

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from cases import TOWERS, Awkward, backward, two_groups
@@ -188,6 +189,12 @@ def test_what_cannot_be_recorded_says_so_and_leaves_the_history_as_it_was():
             history.record(**{name: 1.0})
     with pytest.raises(ValueError, match=r"loss of shape \(3,\)\. Give one number, as loss=loss\.mean\(\)"):
         history.record(loss=torch.ones(3))
+    for step in (torch.tensor(0.3), 1.5, "3"):
+        with pytest.raises(TypeError, match=r"give numbers of your own by name, as record\(loss=loss\)"):
+            history.record(step)
+    for value in (None, "3", torch.tensor(1j), [1.0]):
+        with pytest.raises(TypeError, match="Give a float or a tensor of one real number; where there is none, leave loss out"):
+            history.record(loss=value)
     assert hexed(history) == before
     history.record()
     assert list(history.steps) == [1, 2, 3]
@@ -200,6 +207,18 @@ def test_a_history_needs_an_optimizer_to_record():
         gdtuo.History(torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match="Use 1 to keep all of them"):
         recorded(every=0)
+    for every in ("2", 2.5, None):
+        with pytest.raises(TypeError, match="Give a whole number of steps, 1 to keep all of them"):
+            recorded(every=every)
+    with pytest.raises(RuntimeError, match=r"template without parameters\. Bind it first"):
+        gdtuo.History(gdtuo.Adam(optimizer=gdtuo.SGD()))
+
+
+def test_numbers_of_numpy_are_numbers():
+    history, _ = recorded(steps=0)
+    history.record(np.int64(4), loss=np.float32(0.5), right=True)
+    assert history["loss"] == (module.array("q", [4]), module.array("d", [0.5]))
+    assert list(history["right"].values) == [1.0]
 
 
 def test_a_file_that_is_no_history(tmp_path):
@@ -208,16 +227,26 @@ def test_a_file_that_is_no_history(tmp_path):
     with pytest.raises(ValueError, match=r"ends in \.csv or \.json"):
         gdtuo.History.load(tmp_path / "history")
     texts = {
-        "no.csv": "a,b\n1,2\n",
-        "short.csv": "step,a\n1\n",
-        "word.csv": "step,a\n1,many\n",
-        "empty.csv": "",
-        "no.json": "{}",
-        "list.json": "[1, 2]",
-        "half.json": '{"step": [1',
-        "short.json": '{"step": [1, 2], "a": [1]}',
+        "no.csv": ("a,b\n1,2\n", "no column is called 'step'"),
+        "short.csv": ("step,a\n1,2\n2\n", "line 2 of numbers has 1 places, and there are 2 names"),
+        "word.csv": ("step,a\n1,many\n", "could not convert string to float: 'many'"),
+        "half.csv": ("step,a\n1.5,2\n", "invalid literal for int"),
+        "empty.csv": ("", "no column is called 'step'"),
+        "falling.csv": ("step,a\n2,2\n1,3\n", "step 1 comes after step 2, and steps rise"),
+        "twice.csv": ("step,a\n1,2\n1,3\n", "step 1 comes after step 1, and steps rise"),
+        "names.csv": ("step,a,b,a\n1,2,3,4\n", "two columns are called 'a'"),
+        "steps.csv": ("step,step\n1,1\n", "two columns are called 'step'"),
+        "no.json": ("{}", "no column is called 'step'"),
+        "list.json": ("[1, 2]", "no object with a list for each column"),
+        "half.json": ('{"step": [1', "delimiter"),
+        "part.json": ('{"step": [1.5], "a": [2]}', "cannot be interpreted as an integer"),
+        "short.json": ('{"step": [1, 2], "a": [1]}', "'a' has 1 places, and 'step' has 2"),
+        "long.json": ('{"step": [1], "a": [1, 2]}', "'a' has 2 places, and 'step' has 1"),
+        "text.json": ('{"step": "12", "a": "34"}', "'step' is no list of numbers"),
+        "falling.json": ('{"step": [2, 1], "a": [1, 2]}', "step 1 comes after step 2, and steps rise"),
+        "names.json": ('{"step": [1], "a": [1], "a": [2]}', "two columns are called 'a'"),
     }
-    for name, text in texts.items():
+    for name, (text, reason) in texts.items():
         (tmp_path / name).write_text(text)
-        with pytest.raises(ValueError, match=rf"{name} holds no history .*Save one with History\.save"):
+        with pytest.raises(ValueError, match=rf"{name} holds no history \(.*{reason}.*Save one with History\.save"):
             gdtuo.History.load(tmp_path / name)

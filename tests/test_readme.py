@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -60,6 +61,14 @@ def test_blocks_that_need_other_packages_are_python():
     assert len(blocks) == 2
     for block in blocks:
         compile(block, "README.md", "exec")
+
+
+def test_what_is_called_by_its_full_name_is_there_after_import_gdtuo():
+    """`gdtuo.integrations` is not: it takes other packages, and is imported by whoever has them."""
+    for block in re.findall(r"```(?:python|py)\n(.*?)```", README, re.DOTALL):
+        for name in re.findall(r"(?<![\w.])(?<!from )gdtuo((?:\.\w+)+)", block):
+            assert not name.startswith(".integrations"), name
+            attrgetter(name[1:])(gdtuo)
 
 
 def test_the_compatibility_table_names_tests_that_exist():

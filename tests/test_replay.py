@@ -133,12 +133,56 @@ def test_a_replay_is_resumed_from_its_state():
     assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), model.parameters(), strict=True))
 
 
-def test_a_tower_can_follow_too():
-    """A learned rate beside a replayed one: the factor starts at 1."""
-    _, history = learn()
-    _, optimizer, _ = follow(history, lambda params: gdtuo.Adam(params, betas=(0.8, 0.99), optimizer=gdtuo.SGD()))
-    assert optimizer.param_groups[0]["lr"] == history["L0/g0/lr"].values[-1]
-    assert optimizer.hyperparameters()["L0/g0/lr"] != optimizer.param_groups[0]["lr"]
+def test_a_tower_that_leaves_the_rate_alone_can_follow():
+    """One that is frozen while it is new makes the same run; one that learns the betas has the recorded rates."""
+
+    def frozen(params):
+        optimizer = gdtuo.Adam(params, betas=(0.8, 0.99), optimizer=gdtuo.SGD())
+        optimizer.learning = False
+        return optimizer
+
+    model, history = learn()
+    twin, _, _ = follow(history, frozen)
+    assert_same_weights(model, twin)
+    _, other, _ = follow(history, lambda params: gdtuo.Adam(params, learn="betas", optimizer=gdtuo.SGD()))
+    assert other.hyperparameters()["L0/g0/lr"] == history["L0/g0/lr"].values[-1]
+    assert other.hyperparameters()["L0/g0/beta1"] != 0.9
+
+
+@pytest.mark.parametrize("per", ["group", "tensor", "element"])
+def test_a_tower_that_moves_the_rate_is_told_to_stop(per):
+    _, history = learn(steps=3)
+    model = Awkward()
+    optimizer = gdtuo.Adam(two_groups(model, 0.7), per=per, optimizer=gdtuo.SGD(lr=0.05))
+    remedy = r"optimizer\.learning = False; or .* gdtuo\.replay\(history, gdtuo\.export\(optimizer\)\)"
+    with pytest.raises(ValueError, match=remedy):
+        gdtuo.replay(history, optimizer)
+    for step in range(3):
+        backward(model, step)
+        optimizer.step()
+    optimizer.learning = False  # too late: what it has learned stays a factor
+    with pytest.raises(ValueError, match=remedy):
+        gdtuo.replay(history, optimizer)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.001, 0.35]
+    if per == "group":
+        exported = gdtuo.export(optimizer)
+        gdtuo.replay(history, exported)
+        assert [group["lr"] for group in exported.param_groups] == [history[f"L0/g{g}/lr"].values[0] for g in (0, 1)]
+
+
+def test_what_is_no_history_or_no_optimizer_is_told_apart():
+    model, history = learn(steps=1)
+    plain = adam(two_groups(model, 0.1))
+    with pytest.raises(TypeError, match=r"gdtuo\.replay\(gdtuo\.History\.load\('h\.csv'\), optimizer\)"):
+        gdtuo.replay("h.csv", plain)
+    with pytest.raises(TypeError, match=r"The history comes first: replay\(history, optimizer\)"):
+        gdtuo.replay(plain, history)
+    with pytest.raises(TypeError, match=r"got a dict\. Give what a gdtuo\.History\(optimizer\) has recorded"):
+        gdtuo.replay(dict(history), plain)
+    with pytest.raises(TypeError, match=r"Give a torch\.optim\.Optimizer"):
+        gdtuo.replay(history, model)
+    with pytest.raises(RuntimeError, match=r"template without parameters\. Bind it first"):
+        gdtuo.replay(history, gdtuo.Adam(optimizer=gdtuo.SGD()))
 
 
 def test_more_than_ten_groups_keep_their_order():
