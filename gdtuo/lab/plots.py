@@ -4,65 +4,28 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
-from typing import TYPE_CHECKING, NamedTuple
+from textwrap import fill, wrap
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from ..history import Series
 from ..level import Level
 from ..observing import unwrap
-from .figures import AMBER, BLACK, BLUE, GREEN, GREY, HEADLINE, ORANGE, PURPLE, SKY, STYLE
+from .curves import KEY, NAMED, Curve, Panel, colors, curves, panels, strokes
+from .figures import BLACK, GREY, HEADLINE, STYLE
+from .scales import AVERAGES, scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ..history import History, Series
+    from ..history import History
 
-__all__ = ["Panel", "panels", "plot_history"]
+__all__ = ["plot_history"]
 
-COLORS = (BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER, BLACK)
 DASHES = (0, (4, 2))
-KEY = re.compile(r"(written/)?L(\d+)/g(\d+)/([^/]+)(?:/(.*))?")
-
-AVERAGES = ("momentum", "alpha", "beta1", "beta2", "beta3")
-NARROW = 1.5  # positive numbers whose largest is less than so many times the smallest stand on a linear axis
-NEAR_ONE = [
-    [1 - scale * 10.0**-k for k in range(1, 11) for scale in scales]
-    for scales in ((5, 2, 1), (9, 8, 7, 6, 5, 4, 3, 2, 1.8, 1.6, 1.4, 1.2, 1))
-]
-
-
-class Panel(NamedTuple):
-    """One hyperparameter of one level."""
-
-    level: int
-    name: str
-    effective: dict[int, dict[str, Series]]  # of each group, by tensor; "" for the whole group
-    written: dict[int, Series]  # of each group
-
-
-def panels(history: Mapping[str, Series]) -> list[Panel]:
-    """What is learned or moves, and every learning rate, from the first level up."""
-    found: dict[tuple[int, bool, str], Panel] = {}
-    for key, series in history.items():
-        match = KEY.fullmatch(key)
-        if match:
-            written, level, group, name, label = match.groups()
-            panel = found.setdefault((int(level), name != "lr", name), Panel(int(level), name, {}, {}))
-            if written:
-                panel.written[int(group)] = series
-            else:
-                panel.effective.setdefault(int(group), {})[label or ""] = series
-    return [found[place] for place in sorted(found) if _worth_it(found[place])]
-
-
-def _worth_it(panel: Panel) -> bool:
-    every = [series for lines in panel.effective.values() for series in lines.values()]
-    return panel.name == "lr" or bool(panel.written) or any(len(set(series.values)) > 1 for series in every)
+WRAP = 26  # letters in a line of a legend
 
 
 def plot_history(history: History, path: str | Path | None = None, title: str | None = None) -> Figure:
@@ -70,24 +33,28 @@ def plot_history(history: History, path: str | Path | None = None, title: str | 
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure  # without pyplot, which would choose how figures are shown
+        from matplotlib.ticker import MaxNLocator
     except ImportError as error:
         raise ImportError("A picture takes matplotlib, which is missing: pip install matplotlib.") from error
     inner = unwrap(history.optimizer) if history.optimizer is not None else None
-    tower = str(inner) if isinstance(inner, Level) else type(inner).__name__ if inner is not None else ""
-    mixed = isinstance(inner, Level) and any(inner._template_of)  # groups with towers of their own: no name fits all
-    levels = [] if mixed else tower.split(" / ")
+    tower = _headline(inner) if isinstance(inner, Level) else type(inner).__name__ if inner is not None else ""
+    levels = [] if "\n" in tower else tower.split(" / ")  # of several towers no name fits all
     chosen = panels(history)
     own = [name for name in history if not KEY.fullmatch(name) and (name != "skipped" or any(history[name].values))]
     count = len(chosen) + len(own)
     if not count:
         raise ValueError("This History has nothing to draw. Call record() after each step first.")
+    palette = colors({int(match[3]) for match in map(KEY.fullmatch, history) if match})
+    drawn = [curves(panel, palette) for panel in chosen]
+    rows = max((sum(len(wrap(curve.label, WRAP)) for curve in each) for each in drawn), default=0)
     across = min(count, 2)
     down = -(-count // across)
+    height = max(2.9, 0.19 * (rows + 2))  # inches, for the longest legend
     with rc_context(STYLE):
-        figure = Figure(figsize=(6.4 * across, 2.9 * down + 0.6), layout="constrained")
+        figure = Figure(figsize=(7.6 * across, height * down + 0.35 + 0.25 * len(tower.splitlines())), layout="constrained")
         grid = figure.subplots(down, across, squeeze=False, sharex=True).flatten()
-        for axes, panel in zip(grid, chosen, strict=False):
-            _draw(axes, panel, levels[panel.level] if panel.level < len(levels) else "")
+        for axes, panel, each in zip(grid, chosen, drawn, strict=False):
+            _draw(axes, panel, each, levels[panel.level] if panel.level < len(levels) else "", palette)
         for axes, name in zip(grid[len(chosen) :], own, strict=False):
             _draw_column(axes, name, history[name])
         for axes in grid[count:]:
@@ -95,6 +62,7 @@ def plot_history(history: History, path: str | Path | None = None, title: str | 
         for axes in grid[count - across : count]:  # the lowest of each column
             axes.tick_params(labelbottom=True)
             axes.set_xlabel("step")
+        grid[0].xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))  # shared
         if title or tower:
             figure.suptitle(title or tower, **HEADLINE)
         if path is not None:
@@ -103,80 +71,68 @@ def plot_history(history: History, path: str | Path | None = None, title: str | 
     return figure
 
 
-def _draw(axes: Axes, panel: Panel, optimizer: str) -> None:
-    groups = panel.effective
-    if len(groups) > len(COLORS):  # too many to tell apart
-        lines = {f"{g} {label}": series for g, lines in groups.items() for label, series in lines.items()}
-        groups = {0: {name: series for name, series in lines.items() if not name.endswith(("min", "max"))}}
-    several, whose = len(groups) > 1, "effective" if panel.written else "not learned"
-    width = 1.3 if len(panel.written) <= len(COLORS) else 0.6
-    for series, color in zip(panel.written.values(), itertools.cycle(COLORS if several else [GREY]), strict=False):
-        axes.plot(*series, color=color, linestyle=DASHES, linewidth=width)
-    for (group, lines), color in zip(groups.items(), COLORS, strict=False):
-        _draw_group(axes, lines, f"group {group}" if several else whose, color, several)
-    if panel.written:
-        axes.plot([], [], color=GREY, linestyle=DASHES, linewidth=1.3, label="as written (by you or a scheduler)")
+def _draw(axes: Axes, panel: Panel, drawn: Sequence[Curve], optimizer: str, palette: Mapping[int, str]) -> None:
+    written = [(series, palette[g] if 1 < len(palette) <= NAMED else GREY) for g, series in panel.written.items()]
+    width = 1.3 if len(palette) <= NAMED else 0.6
+    for (series, color), stroke in zip(written, strokes([series for series, _ in written], 4, 2), strict=True):
+        _line(axes, series, color=color, linestyle=stroke, linewidth=width)
+    for curve, stroke in zip(drawn, strokes([curve.series for curve in drawn]), strict=True):
+        for series in curve.each:
+            _line(axes, series, color=curve.color, linewidth=0.7, alpha=0.35)
+        if curve.band:
+            low, high = curve.band
+            axes.fill_between(*low, high.values, color=curve.color, alpha=0.2, linewidth=0)
+        above = 2 if stroke == "-" else 2.1
+        _line(axes, curve.series, color=curve.color, linestyle=stroke, linewidth=2, label=curve.label, zorder=above)
     effective = [series for lines in panel.effective.values() for series in lines.values()]
-    _scale(axes, [value for series in (*effective, *panel.written.values()) for value in series.values], panel.name in AVERAGES)
+    values = [value for series in (*effective, *panel.written.values()) for value in series.values]
+    scale(axes, values, panel.name in AVERAGES)
+    _say_if_empty(axes, values)
     where = f"Level {panel.level}, {optimizer}" if optimizer else f"Level {panel.level}"
     axes.set_title(f"{where}: {'learning rate' if panel.name == 'lr' else panel.name}")
     axes.set_ylabel(panel.name)
-    axes.legend(frameon=False, fontsize=9)
+    _legend(axes, drawn, bool(written))
 
 
-def _draw_group(axes: Axes, lines: Mapping[str, Series], whose: str, color: str, several: bool) -> None:
-    if lines.keys() == {"mean", "min", "max"}:  # learned per element
-        axes.plot(*lines["mean"], color=color, linewidth=2, label=f"{whose}, mean and range of its weights")
-        axes.fill_between(*lines["min"], lines["max"].values, color=color, alpha=0.2, linewidth=0)
-    elif len(lines) == 1:
-        axes.plot(*next(iter(lines.values())), color=color, linewidth=2, label=whose)
-    elif len(lines) <= len(COLORS) and not several:
-        for (name, series), own in zip(lines.items(), COLORS, strict=False):
-            axes.plot(*series, color=own, linewidth=1.8, label=name)
-    else:
-        for series in lines.values():
-            axes.plot(*series, color=color, linewidth=0.7, alpha=0.35)
-        middle = _medians(lines.values())
-        label = f"{whose}, median of {len(lines)} (thin: each)"
-        axes.plot(list(middle), list(middle.values()), color=color, linewidth=2.2, label=label)
+def _line(axes: Axes, series: Series, **style: Any) -> None:
+    axes.plot(*series, marker="o" if len(series.steps) == 1 else "", markersize=5, dash_capstyle="butt", **style)
 
 
-def _medians(lines: Iterable[Series]) -> dict[int, float]:
-    """Step -> median over the lines that have it."""
-    values: dict[int, list[float]] = {}
-    for series in lines:
-        for step, value in zip(*series, strict=True):
-            values.setdefault(step, []).append(value)
-    return {step: median(values[step]) for step in sorted(values)}
+def _say_if_empty(axes: Axes, values: Iterable[float]) -> None:
+    if not any(map(math.isfinite, values)):
+        axes.text(0.5, 0.5, "no finite number", color=GREY, ha="center", va="center", transform=axes.transAxes)
+
+
+def _legend(axes: Axes, drawn: Sequence[Curve], written: bool) -> None:
+    """Beside the axes, where it covers nothing; its samples are whole, whatever dashes a line has."""
+    from matplotlib.lines import Line2D
+
+    samples = [Line2D([], [], color=curve.color, linewidth=2, label=fill(curve.label, WRAP)) for curve in drawn]
+    if written:
+        samples.append(Line2D([], [], color=GREY, linestyle=DASHES, linewidth=1.3, label="as written\n(by you or a scheduler)"))
+    axes.legend(handles=samples, frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
 
 
 def _draw_column(axes: Axes, name: str, series: Series) -> None:
     axes.plot(*series, color=BLACK, linewidth=1.2, marker="o" if len(series.steps) < 30 else "", markersize=4)
-    _scale(axes, series.values)
+    scale(axes, series.values)
+    _say_if_empty(axes, series.values)
     axes.set_title("skipped hyper-updates, in all" if name == "skipped" else name)
     axes.set_ylabel(name)
 
 
-def _scale(axes: Axes, values: Iterable[float], average: bool = False) -> None:
-    """An axis on which equal steps of learning look equal: factors, or of what averages, factors of its distance from 1."""
-    numbers = [value for value in values if math.isfinite(value)]
-    positive = [value for value in numbers if value > 0]
-    if not positive or min(numbers) < 0:
-        return
-    low, high = min(positive), max(positive)
-    if average and low >= 0.5 and high < 1:
-        if 1 - low > NARROW * (1 - high):
-            axes.set_yscale("function", functions=(_distance, _undone))
-            coarse, fine = ([tick for tick in ticks if low <= tick <= high] for ticks in NEAR_ONE)
-            ticks = coarse if len(coarse) > 2 else fine
-            axes.set_yticks(ticks, [f"{tick:.10g}" for tick in ticks])
-    elif high > NARROW * low:
-        axes.set_yscale("log", nonpositive="mask")
+def _headline(optimizer: Level) -> str:
+    """The tower, or each tower with the groups that it learns."""
+    members: dict[str, list[int]] = {}
+    for g, t in enumerate(optimizer._template_of):
+        members.setdefault(str(optimizer._templates[t]), []).append(g)
+    if len(members) == 1:
+        return next(iter(members))
+    return "\n".join(f"{tower}  ({_groups(groups)})" for tower, groups in members.items())
 
 
-def _distance(value: np.ndarray) -> np.ndarray:
-    return -np.log(np.maximum(1 - np.asarray(value), 1e-12))
-
-
-def _undone(distance: np.ndarray) -> np.ndarray:
-    return 1 - np.exp(-np.asarray(distance))
+def _groups(numbers: Sequence[int]) -> str:
+    """ "group 3", "groups 0, 2 to 5"."""
+    runs = [[g for _, g in run] for _, run in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
+    named = [f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
+    return f"group{'s' * (len(numbers) > 1)} {', '.join(named)}"

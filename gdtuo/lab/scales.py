@@ -1,0 +1,46 @@
+"""Axes on which equal steps of learning look equal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["AVERAGES", "scale"]
+
+AVERAGES = ("momentum", "alpha", "beta1", "beta2", "beta3")
+NARROW = 1.5  # positive numbers whose largest is less than so many times the smallest stand on a linear axis
+NEAR_ONE = [
+    [1 - scale * 10.0**-k for k in range(1, 11) for scale in scales]
+    for scales in ((5, 2, 1), (9, 8, 7, 6, 5, 4, 3, 2, 1.8, 1.6, 1.4, 1.2, 1))
+]
+
+
+def scale(axes: Axes, values: Iterable[float], average: bool = False) -> None:
+    """An axis on which equal steps of learning look equal: factors, or of what averages, factors of its distance from 1."""
+    numbers = [value for value in values if math.isfinite(value)]
+    positive = [value for value in numbers if value > 0]
+    if not positive or min(numbers) < 0:
+        return
+    low, high = min(positive), max(positive)
+    if average and low >= 0.5 and high < 1:
+        if 1 - low > NARROW * (1 - high):
+            axes.set_yscale("function", functions=(_distance, _undone))
+            coarse, fine = ([tick for tick in ticks if low <= tick <= high] for ticks in NEAR_ONE)
+            ticks = coarse if len(coarse) > 2 else fine
+            axes.set_yticks(ticks, [f"{tick:.10g}" for tick in ticks])
+    elif high > NARROW * low:
+        axes.set_yscale("log", nonpositive="mask")
+
+
+def _distance(value: np.ndarray) -> np.ndarray:
+    return -np.log(np.maximum(1 - np.asarray(value), 1e-12))
+
+
+def _undone(distance: np.ndarray) -> np.ndarray:
+    return 1 - np.exp(-np.asarray(distance))
