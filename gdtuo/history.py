@@ -185,11 +185,12 @@ class History(Mapping[str, Series]):
         """Draw every level over time, and save the picture if a path is given.
 
         A panel for each hyperparameter that is learned or moves, effective values as lines, what a user or a scheduler wrote
-        dashed; and one for each column of your own. Learned per tensor, many lines are drawn thin, with their median.
+        dashed; and one for each column of your own. A group has one colour in all panels; equal lines take turns in dashes.
+        Learned per tensor, or of more than 20 groups, many lines are drawn thin, with their median.
 
         Args:
             path: where the picture goes; its ending says which kind.
-            title: above all panels. Default: the optimizer, as "adam / sgd / sgd".
+            title: above all panels. Default: the optimizer, as "adam / sgd / sgd"; of several towers each, with its groups.
 
         Returns:
             a matplotlib Figure.
