@@ -25,6 +25,7 @@ from .segments import SegmentedBucket
 from .sharding import Ranks, is_distributed, ranks_of
 from .small import SmallBucket
 from .tape import Array, on_host, quiet
+from .traced import Traced
 from .whole import WholeBucket
 
 __all__ = ["Engine"]
@@ -56,13 +57,14 @@ class Engine:
         self._bottom = blueprints[0]
         self._consumed: list[Any] = []  # which gradients the last step used
         self.ladder: Ladder | None = None
+        self.traced = Traced(blueprints, groups)
         self._workspace = Workspace()
         self._buckets: list[Bucket] = []
         self._params: list[list[Tensor]] = []  # of each group, as they were laid out
         self._sizes: list[list[int]] = []  # of each, how many rows of hyperparameters it has
         self._marked: list[Tensor] = []  # an entry of each group by which one sees that it is still ours
         keys = [key for blueprint in blueprints for key in blueprint.numbers()]
-        keys += [name for name in (*self._bottom.switches(), "fused", "learn") if name in groups[0]]
+        keys += [name for name in (*self._bottom.switches(), "fused", "capturable", "learn") if name in groups[0]]
         self._look = itemgetter(*keys, keys[0])  # of all that users may write in a group
         self.build()
 
@@ -74,9 +76,6 @@ class Engine:
             self._build()
 
     def _build(self) -> None:
-        #: [G] how many steps there have been
-        self.steps = torch.zeros(len(self.groups), dtype=torch.int64)
-        self._steps = self.steps.numpy()
         self.write_state()
         self._top_shown = False
         self._seen: list[Any] = []
@@ -90,6 +89,12 @@ class Engine:
         if self.ladder is not None and self.ladder.top is not None:
             for g in range(len(self.ladder.top.leaves)):  # what stands there already is ours, or was put there to be loaded
                 groups[g].update({**self.top_state(g), **groups[g]})
+        #: whether steps are tensor programs outside of torch.compile too
+        self.capturable = self.traced.asked()
+        counters = self._device() if self.capturable else torch.device("cpu")
+        #: [G] how many steps there have been
+        self.steps = torch.zeros(len(groups), dtype=torch.int64, device=counters)
+        self._steps: Array = self.steps.numpy() if counters.type == "cpu" else self.steps  # the same memory
         sizes = [[self._rows_of(p) for p in group["params"]] for group in groups]
         self._blocks = [1 if self._bottom.options.per == "group" else sum(size) for size in sizes]
         self.ladder = self._build_ladder() if self._learned else None
@@ -99,14 +104,23 @@ class Engine:
         self._tables, self._collective = self._build_tables()
         # the number of the current update; parameters that were updated together share it
         self._tick = max((int(bucket.pending.max()) for bucket in self._buckets), default=0)
-        stepped = [False] * len(groups)
-        for bucket in self._buckets:
-            for g, step in zip(bucket.groups, bucket.steps.tolist(), strict=True):
-                stepped[g] = stepped[g] or step > 0
-        self._stepped = stepped
+        #: [1] the same, as whoever steps writes it: this engine, or its tensor program
+        self.clock = torch.full((1,), self._tick, device=counters)
+        self._clock: Array = self.clock.numpy() if counters.type == "cpu" else self.clock
+        self._stepped = self._which_stepped()
+        self.traced.build(self._buckets, self._waiting, self._device())
         if self.ladder is not None:
             eps = max((torch.finfo(bucket.recipe.dtype).eps for bucket in self._buckets), default=0.0)
             self.ladder.set_noise(eps)
+            self.ladder.set_pinned([[not self._bottom.learns(name, group) for name in self._learned[0]] for group in groups])
+
+    def _which_stepped(self) -> list[bool]:
+        """Which groups have ever been updated."""
+        stepped = [False] * len(self.groups)
+        for bucket in self._buckets:
+            for g, step in zip(bucket.groups, bucket.steps.tolist(), strict=True):
+                stepped[g] = stepped[g] or step > 0
+        return stepped
 
     def _build_ladder(self) -> Ladder:
         device = self._device()
@@ -198,7 +212,7 @@ class Engine:
                 index, row = index + 1, row + size
             row += self._bottom.options.per == "group"
         buckets: list[Bucket] = []
-        for (recipe, _, fused, own, ranks), members in alike.items():
+        for (recipe, device, fused, own, ranks), members in alike.items():
             arguments = (
                 recipe,
                 ranks,
@@ -209,6 +223,7 @@ class Engine:
                 [place for _, place in members],
                 self._last if self.ladder else None,
                 self._state,
+                device if self.capturable else torch.device("cpu"),
             )
             if own is None and SmallBucket.fits(recipe, [p for p, _ in members]):
                 buckets.append(SmallBucket(*arguments, workspace=self._workspace))
@@ -286,7 +301,13 @@ class Engine:
     def _read_structure(self) -> list[Any]:
         """What the layout depends on, besides the parameters."""
         bottom = [
-            (self._present(0, [group]), self._bottom.switches(group), bool(group.get("fused")), self._chosen(group))
+            (
+                self._present(0, [group]),
+                self._bottom.switches(group),
+                bool(group.get("fused")),
+                bool(group.get("capturable")),
+                self._chosen(group),
+            )
             for group in self.groups
         ]
         return [bottom, *(self._present(k, self.groups) for k in range(1, len(self._blueprints)))]
@@ -326,28 +347,62 @@ class Engine:
 
     def read(self) -> None:
         """Take over what users and schedulers have written into the groups."""
+        if not self.capturable and self._clock[0] != self._tick:
+            self._catch_up()
         seen = [self._look(group) for group in self.groups]
-        changed = (bool(self._waiting) and any(p.grad is not None for p in self._waiting)) or self._replaced()
+        changed = self._changed()
         if not changed and seen == self._seen:
             return
         if changed or self._read_structure() != self._structure:
             self.build()
-        numbers = [[blueprint.read(group) for group in self.groups] for blueprint in self._blueprints]
+        numbers = self.written()
         tensors = any(isinstance(number, Tensor) for level in numbers for group in level for number in group)
-        self._seen = [] if tensors else seen  # a tensor may be changed in place: read again
         for bucket in self._buckets:
             if isinstance(bucket, SegmentedBucket):
                 bucket.written = numbers[0]
+        with quiet():
+            self.values = self.take(numbers)
         if self.ladder is None:
-            self._values = _numbers(self._plain_values(numbers[0]))
-            return
+            self._values = _numbers(self.values)
+        self._seen = [] if tensors else seen  # a tensor may be changed in place: read again
+
+    def _catch_up(self) -> None:
+        """The tensor program has stepped: what is kept in Python is of the past."""
+        self._tick = int(self._clock[0])
+        self._stepped = self._which_stepped()
+        for bucket in self._buckets:
+            bucket.recut()
+
+    def renew(self) -> None:
+        """Lay everything out anew if a parameter or the structure of a group asks for it."""
+        if self._changed() or self._read_structure() != self._structure:
+            self.build()
+
+    def plan_name(self) -> str:
+        """The name of the tensor program for what stands in groups and gradients. A compiler runs this once, while it traces."""
+        return self.traced.plan_name(self)
+
+    plan_name._dynamo_marked_constant = True  # type: ignore[attr-defined]  # what torch.compiler.assume_constant_result sets
+
+    def _changed(self) -> bool:
+        """Whether something has no place yet, or is no longer in it."""
+        return (bool(self._waiting) and any(p.grad is not None for p in self._waiting)) or self._replaced()
+
+    def written(self) -> list[list[list[Number]]]:
+        """The numbers in the groups: [level][group][hyperparameter]."""
+        return [[blueprint.read(group) for group in self.groups] for blueprint in self._blueprints]
+
+    def take(self, numbers: Sequence[Sequence[Sequence[Number]]]) -> Tensor:
+        """Take numbers over; returns [B, A + H] values and slopes of the weights' level."""
+        self._seen = []
+        if self.ladder is None:
+            return self._plain_values(numbers[0])
         columns = []
         for plan, blueprint, level in zip(self.ladder.plans, self._blueprints, numbers, strict=True):
             indices = [blueprint.schema.names.index(name) for name in plan.present]
             columns.append([[group[i] for i in indices] for group in level])
-        pinned = [[not self._bottom.learns(name, group) for name in self._learned[0]] for group in self.groups]
-        with quiet():
-            self.ladder.write(columns, pinned)
+        self.ladder.write(columns)
+        return self.ladder.values
 
     def _replaced(self) -> bool:
         """Whether somebody has put numbers or a state of their own in the place of ours: they are taken over."""
@@ -364,12 +419,23 @@ class Engine:
         device = self._device()
         like = torch.empty(0, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
         rows = written(numbers, like)
-        return rows.repeat_interleave(torch.tensor(self._blocks, device=device), dim=0)
+        if all(count == 1 for count in self._blocks):
+            return rows
+        return rows.repeat_interleave(torch.tensor(self._blocks, device=device), dim=0, output_size=sum(self._blocks))
 
     def runs(self) -> Runs:
         """What has a gradient now, after reading what users wrote."""
         self._workspace.epoch += 1
+        if not self.capturable and self.traced.is_captured:
+            raise RuntimeError(
+                f"A step of {self._bottom.schema.title} is being captured in a CUDA graph, which cannot count. Make the "
+                "optimizer with capturable=True."
+            )
         self.read()
+        if self.capturable:
+            for bucket in self._buckets:
+                bucket.present()  # which raises where a step could not be done
+            return []
         return [(bucket, run) for bucket in self._buckets for run in bucket.runs()]
 
     # ---------------------------------------------------------------- learning
@@ -395,6 +461,8 @@ class Engine:
             self._collective.clear()
         else:
             self._tables[()][:] = 0.0
+        if self.ladder.products is not None:
+            self.ladder.products.zero_()  # of parameters that have no gradient now
         active = [False] * len(self.groups)
         for bucket, run in runs:
             if run.pending:
@@ -409,13 +477,21 @@ class Engine:
 
     def step(self, runs: Runs) -> None:
         """Learn, if this step is one that does, and move the weights."""
+        if self.capturable:
+            with quiet():
+                self.traced.step(self)
+            return
         self._steps += 1
         if self.learning:
-            if self._bottom.options.due(int(self._steps[0])):
+            if self.due(int(self._steps[0])):
                 self.learn(runs, first=True)
             else:
                 self._consumed = self._marks(runs)
         self.update(runs)
+
+    def due(self, step: Any) -> Any:
+        """Whether the step of this number learns; a truth value, or a tensor of one."""
+        return self._bottom.options.due(step)
 
     def learn(self, runs: Runs, first: bool) -> None:
         """Pull back, and let the levels above step.
@@ -425,6 +501,10 @@ class Engine:
                 published algorithm does (it matters to the step count of an Adam above).
         """
         assert self.ladder is not None
+        if self.capturable:
+            with quiet():
+                self.traced.hyperstep(self)
+            return
         with quiet():
             self._learn(runs, first)
         self._consumed = self._marks(runs)
@@ -449,6 +529,7 @@ class Engine:
     def update(self, runs: Runs) -> None:
         """Move the weights by one update with the effective hyperparameters."""
         self._tick += 1
+        self._clock[0] = self._tick
         tick = self._tick if self.learning else 0
         if self.ladder is not None:
             self._slope[:] = self._values[:, self._values.shape[1] - self._slope.shape[1] :]
@@ -473,11 +554,11 @@ class Engine:
             return []
         runs = self.runs()
         shown = [self.ladder.store[f"L{k}/hypergradient"] for k in range(len(self.ladder.learned))]
-        stale = self._marks(runs) == self._consumed
+        stale = self.traced.consumed(self) or (not self.capturable and self._marks(runs) == self._consumed)
         if not self.learning or (stale and self._collective is None):
             return shown
         with quiet():  # where ranks share parameters all of them take part, whatever each has
-            active = self.pull([] if stale else runs)
+            active = self.traced.pull(self) if self.capturable else self.pull([] if stale else runs)
         gradient = self.ladder.gradient()
         fresh = self.ladder.reports(self.ladder.pull(gradient))
         mask = torch.as_tensor(active, device=gradient.device)

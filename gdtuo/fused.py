@@ -7,17 +7,15 @@ stored, so that a kernel serves all lengths and loses no precision on long ones.
 from __future__ import annotations
 
 import functools
-import itertools
 import warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .emitted import compute, made
 from .kernel import Home, Kernel
-from .lowering import Operation, Ref
 
 __all__ = ["ROW", "Compiled", "compiled"]
 
@@ -26,45 +24,6 @@ ROW = 4096
 
 #: What becomes of an intermediate result is settled: it stays in a register. The compiler would rather store long ones.
 INLINE = ("realize_reads_threshold", "realize_opcount_threshold", "realize_acc_reads_threshold")
-
-
-COUNTER = itertools.count()
-
-
-def _scale(x: Tensor, s: Tensor) -> Tensor:
-    return x * s
-
-
-def _shift(x: Tensor, s: Tensor) -> Tensor:
-    return x + s
-
-
-def _axpy(x: Tensor, y: Tensor, s: Tensor) -> Tensor:
-    return x + y * s
-
-
-def _lerp(x: Tensor, y: Tensor, s: Tensor) -> Tensor:
-    return x + (y - x) * s
-
-
-def _addcmul(x: Tensor, a: Tensor, b: Tensor, s: Tensor) -> Tensor:
-    return x + a * b * s
-
-
-def _addcdiv(x: Tensor, a: Tensor, b: Tensor, s: Tensor) -> Tensor:
-    return x + a / b * s
-
-
-FORMS: dict[str, Callable[..., Tensor]] = {
-    "scale": _scale,
-    "shift": _shift,
-    "axpy": _axpy,
-    "lerp": _lerp,
-    "addcmul": _addcmul,
-    "addcdiv": _addcdiv,
-    "mul": torch.mul,
-    "div": torch.div,
-}
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -142,42 +101,15 @@ def _function(kernel: Kernel, left_out: Sequence[Home]) -> Callable[..., Any]:
     """The kernel as a function of its inputs and a vector of factors: with code of its own, since the compiler keeps what
     it has made by the code that it was made from."""
     graph = torch.fx.Graph()
-    registers: dict[int, torch.fx.Node] = {i: graph.placeholder(name) for i, name in enumerate(kernel.inputs)}
+    arrays = [graph.placeholder(name) for name in kernel.inputs]
     vector = graph.placeholder("factors")
     factors = [graph.call_function(_element, (vector, i)) for i in range(len(kernel.factors.outputs))]
-
-    def bound(x: Any) -> Any:
-        if isinstance(x, Ref):
-            if x.kind == "condition":
-                return graph.call_function(torch.ne, (factors[x.place], 0))
-            return registers[x.place] if x.kind == "array" else factors[x.place]
-        return tuple(bound(y) for y in x) if isinstance(x, tuple) else x
-
-    # a division costs as much as several products: what divides more than once is inverted once
-    divisors = Counter(operation.args[1] for operation in kernel.operations if operation.name == "div")
-    inverses: dict[Ref, torch.fx.Node] = {}
-
-    def emit(operation: Operation) -> torch.fx.Node:
-        if operation.name == "div" and divisors[operation.args[1]] > 1:
-            divisor = operation.args[1]
-            if divisor not in inverses:
-                inverses[divisor] = graph.call_function(torch.reciprocal, (bound(divisor),))
-            return graph.call_function(torch.mul, (bound(operation.args[0]), inverses[divisor]))
-        function: Any = operation.function if operation.name == "torch" else FORMS[operation.name]
-        return graph.call_function(function, bound(operation.args), {k: bound(x) for k, x in operation.kwargs.items()})
-
-    for operation in kernel.operations:
-        registers[operation.target] = emit(operation)
+    registers = compute(graph, kernel, arrays, factors)
     dots = [graph.call_function(_dot, (registers[a], registers[b])) for a, b in kernel.dots]
     for home in (home for home in kernel.homes if home not in left_out):
         graph.call_method("copy_", (registers[home.array], registers[home.register]))
     graph.output(dots)
-    code = graph.python_code("self")
-    names = dict(code.globals)
-    # a file name of its own: what the compiler has learned of one kernel's sizes is not to be applied to another
-    name = f"<kernel {next(COUNTER)}>"
-    exec(compile(code.src.replace("def forward(self, ", "def forward("), name, "exec"), names)
-    return names["forward"]
+    return made(graph)
 
 
 def _element(vector: Tensor, i: int) -> Tensor:

@@ -128,12 +128,13 @@ class Ladder:
         self._numbers = [zeros(self.groups, len(plan.present)) for plan in self.plans]
         for k, learned in enumerate(self.learned):
             learned.allocate(sum(self.blocks[k]), self.store.flat)
+        places = [[plan.present.index(name) for name in plan.domains] for plan in self.plans]
+        self._chosen = [torch.tensor(columns, dtype=torch.int64, device=self.device) for columns in places]
         names = first.present
         self._places = [names.index(name) for name in first.domains]
         weights = torch.tensor(self.blocks[0], dtype=self.store.flat.dtype, device=self.device)
         self._weights = weights[self.row_group[0]].unsqueeze(1)
-        self._active: list[bool] = []
-        self._pinned: list[list[bool]] = []
+        self._active: list[bool] | None = None
         # a step of many numbers would keep all its intermediate results
         few = max(sum(rows) for rows in self.blocks) <= MANY and self.top is None
         self._replays = few and (on_host(self.device) or self.device.type == "cuda")
@@ -158,25 +159,21 @@ class Ladder:
                 return
         tape()
 
-    def write(self, numbers: Sequence[Sequence[Sequence[Number]]], pinned: Sequence[Sequence[bool]]) -> None:
-        """Take the written values of every level: [level][group][hyperparameters present].
+    def set_pinned(self, pinned: Sequence[Sequence[bool]]) -> None:
+        """Take [group][hyperparameters learned] which of the weights' level a group leaves where they are."""
+        rows = torch.tensor(pinned, dtype=torch.bool, device=self.device).reshape(self.groups, -1)
+        self.pinned.copy_(rows[self.row_group[0]])
 
-        Args:
-            pinned: [group][hyperparameters learned] which of the weights' level a group leaves where they are.
-        """
-        if pinned != self._pinned:
-            self._pinned = [list(row) for row in pinned]
-            rows = torch.tensor(self._pinned, dtype=torch.bool, device=self.device).reshape(self.groups, -1)
-            self.pinned.copy_(rows[self.row_group[0]])
+    def write(self, numbers: Sequence[Sequence[Sequence[Number]]]) -> None:
+        """Take the written values of every level: [level][group][hyperparameters present]."""
         for mine, theirs in zip(self._numbers, numbers, strict=True):
             mine.copy_(written(theirs, like=mine))
         self._play(Ladder._written)
 
     def _written(self) -> None:
-        for k, (plan, values) in enumerate(zip(self.plans, self._numbers, strict=True)):
+        for k, values in enumerate(self._numbers):
             if k < len(self.learned):
-                chosen = [plan.present.index(name) for name in plan.domains]
-                self.learned[k].write(values[:, chosen][self.row_group[k]])
+                self.learned[k].write(values[:, self._chosen[k]][self.row_group[k]])
         self.learned[0].pin(self.store["L0/shift"], self.pinned)
         self.values[:, : len(self.plans[0].present)].copy_(self._numbers[0][self.row_group[0]])
         self._evaluate(self.learned[0].project(self.store["L0/shift"]))
@@ -185,6 +182,11 @@ class Ladder:
         """Bring `values` up to date."""
         learned, count = self.learned[0], len(self.plans[0].present)
         effective, slope = learned.values(shift)
+        if torch.compiler.is_compiling():  # one write, not one for each column
+            columns = dict(enumerate(self._numbers[0][self.row_group[0]].unbind(1)))
+            columns |= zip(self._places, effective.unbind(1), strict=True)
+            self.values.copy_(torch.cat((torch.stack(list(columns.values()), dim=1), slope), dim=1))
+            return
         for place, column in zip(self._places, effective.unbind(1), strict=True):
             self.values[:, place].copy_(column)
         self.values[:, count:].copy_(slope)
@@ -251,7 +253,7 @@ class Ladder:
             active: which groups take part.
         """
         if isinstance(active, Tensor):  # known on the device alone
-            self._active = [True] * self.groups
+            self._active = None
             self.active.copy_(active)
         elif active != self._active:
             self._active = list(active)
@@ -260,22 +262,26 @@ class Ladder:
 
     def _stepped(self) -> None:
         store, snapshot = self.store, self.store.flat.clone()
+        store.divide()
         gradients = self.pull(self.gradient())
         for k, report in enumerate(self.reports(gradients)):
             store[f"L{k}/hypergradient"].copy_(report)
         undo: list[tuple[int, Tensor, Tensor]] = []
         if self.top is not None:
             sizes = self.blocks[self._last]
-            undo = self.top.step(store[f"L{self._last}/shift"].split(sizes), gradients[-1].split(sizes), self._active)
+            undo = self.top.step(
+                store[f"L{self._last}/shift"].split(sizes), gradients[-1].split(sizes), self._active or [True] * self.groups
+            )
             self._move(self._last, self.top.shifts())
         for k in range(len(self.plans) - 1, 0, -1):
             self._move(k - 1, self._update(k, gradients[k - 1]))
+        store.join()
         finite = store.finite(self.groups)
         kept = ~(finite & self.active)
         store.keep(snapshot, kept)
         if self.top is not None:
             self.top.keep(undo, kept)
-        self.skipped += ~finite & self.active
+        self.skipped.add_(~finite & self.active)
         self._evaluate(self.learned[0].project(store["L0/shift"]))
 
     def _move(self, k: int, shifts: Tensor) -> None:

@@ -22,7 +22,7 @@ from .saved import check_state
 from .sharding import Ranks, as_part_of, is_distributed, local, local_gradient
 from .tape import Array
 
-__all__ = ["Bucket", "Place", "Run", "numel", "same", "unflatten"]
+__all__ = ["Bucket", "Place", "Run", "apart", "flattened", "numel", "same", "unflatten"]
 
 
 def remembered(name: str) -> bool:
@@ -40,6 +40,20 @@ def unflatten(array: Tensor, like: Tensor) -> Tensor:
     if like.is_complex():
         return torch.view_as_complex(array.view(*like.shape, 2))
     return array.view(like.shape)
+
+
+def apart(value: Tensor) -> Tensor:
+    """The same numbers, to be copied into other memory before what they stand in is overwritten.
+
+    torch 2.13 compiles l.copy_(w); w.copy_(n) to l = w = n: while it traces, l is to be the result of an operation.
+    """
+    return torch.where(value == value, value, value) if torch.compiler.is_compiling() else value
+
+
+def flattened(tensor: Tensor) -> Tensor:
+    """As a flat real array; a view where the layout allows it. Complex numbers count as pairs."""
+    tensor = tensor.detach()
+    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).reshape(-1)
 
 
 def numel(tensor: Tensor) -> int:
@@ -87,6 +101,10 @@ class Bucket(ABC):
         last: [all parameters, A + H + 1] of each one's last update: the A values that it used, H slopes with respect to
             the shifts, |Δ|². Written here, kept by the tower. None if nothing stands above.
         states: the optimizer's state; entries that are there already are taken over.
+        counters: where the counts of updates stand: on the CPU, or with the parameters for the sake of CUDA graphs.
+
+    Attributes:
+        histories: where each stretch of neighbouring parameters of one history begins; None if nobody has looked yet.
     """
 
     def __init__(
@@ -100,6 +118,7 @@ class Bucket(ABC):
         places: Sequence[Place],
         last: Array | None,
         states: Mapping[Tensor, dict[str, Any]],
+        counters: torch.device,
     ) -> None:
         self.ranks = ranks
         self.recipe, self.names, self.learned, self.per = recipe, tuple(names), tuple(learned), per
@@ -110,9 +129,10 @@ class Bucket(ABC):
         self.offsets = [0, *accumulate(numel(p) for p in self.params)]
         self._states = states
         self.device = owners[0].device
-        self._allocate()
+        self._allocate(counters)
         self._present: list[bool] = []
         self._runs: list[Run] | None = None
+        self.histories: tuple[int, ...] | None = None
 
     @abstractmethod
     def _views(self, i: int) -> dict[str, Tensor]:
@@ -122,17 +142,17 @@ class Bucket(ABC):
     def _initial(self) -> dict[str, Tensor]:
         """The arrays of the rule's state, before the first update."""
 
-    def _allocate(self) -> None:
+    def _allocate(self, counters: torch.device) -> None:
         self.arrays = self._initial()
         self.state_names = list(self.arrays)
         for name in (*self.recipe.traces, *self.recipe.remembered):
             self.arrays[name] = torch.zeros(self._shape, dtype=self.recipe.dtype, device=self.device)
-        self.steps = torch.zeros(len(self.params), dtype=torch.float32, device="cpu")
-        self._counts = self.steps.numpy()  # the same memory
+        self.steps = torch.zeros(len(self.params), dtype=torch.float32, device=counters)
+        self._counts: Array = self.steps.numpy() if counters.type == "cpu" else self.steps  # the same memory
         self._step_views = list(self.steps.unbind(0))
         #: the number of the update of each parameter that waits to be pulled back; 0 if none does
-        self.pending = torch.zeros(len(self.params), dtype=torch.int64, device="cpu")
-        self._pending = self.pending.numpy()
+        self.pending = torch.zeros(len(self.params), dtype=torch.int64, device=counters)
+        self._pending: Array = self.pending.numpy() if counters.type == "cpu" else self.pending
         #: each parameter's state, and the tensors in it, as they were put there
         self._dicts: list[dict[str, Any]] = []
         self._kept: list[Tensor] = []
@@ -213,6 +233,19 @@ class Bucket(ABC):
         Raises:
             RuntimeError: if a gradient is sparse.
         """
+        present = self.present()
+        if self.distributed:
+            self._locate()
+        if self._runs is None or present != self._present:
+            self._present, self._runs = present, self._cut(present)
+        return self._runs
+
+    def present(self) -> list[bool]:
+        """Which parameters have a gradient.
+
+        Raises:
+            RuntimeError: if a gradient is sparse.
+        """
         gradients = [p.grad for p in self.owners]
         for p, gradient in zip(self.owners, gradients, strict=True):
             if gradient is not None and gradient.layout != torch.strided:
@@ -220,12 +253,7 @@ class Bucket(ABC):
                     f"A parameter of shape {tuple(p.shape)} has a sparse gradient. Use sparse=False in the embedding, or "
                     "torch.optim.SparseAdam for that parameter."
                 )
-        if self.distributed:
-            self._locate()
-        present = [gradient is not None for gradient in gradients]
-        if self._runs is None or present != self._present:
-            self._present, self._runs = present, self._cut(present)
-        return self._runs
+        return [gradient is not None for gradient in gradients]
 
     def _locate(self) -> None:
         """Look up this rank's parts anew: who shards a model may move them."""
@@ -242,14 +270,28 @@ class Bucket(ABC):
     def _cut(self, present: Sequence[bool]) -> list[Run]:
         # parameters that were last updated together share a tick, and with it the hyperparameters of that update
         keys = zip(present, self._counts.tolist(), self._pending.tolist(), self._strides(), self.lineage, strict=True)
-        runs, first = [], 0
+        runs, starts, first = [], [], 0
         for (here, step, tick, *_), same in groupby(keys):
             last = first + len(list(same))
             if here:
                 part = slice(first, last)
                 runs.append(Run(first, last, int(step), tick, self.params[part], self.groups[part]))
+            starts.append(first)
             first = last
+        self.histories = tuple(starts)
         return runs
+
+    def recut(self) -> None:
+        """Cut runs anew: counts have changed behind their back."""
+        self._runs = None
+
+    def stretches(self, present: Sequence[bool]) -> tuple[int, ...]:
+        """Cut `histories` where parameters with a gradient meet those without: so they hold before a step and ever after."""
+        if self.histories is None:
+            self._cut(present)
+        known = set(self.histories or ())
+        self.histories = tuple(i for i, here in enumerate(present) if i in known or here != present[i - 1])
+        return self.histories
 
     def _strides(self) -> list[int]:
         """Numbers that differ where neighbours here are no neighbours among the rows that are learned per element."""

@@ -78,11 +78,15 @@ class Learned:
 
 def written(numbers: Sequence[Sequence[Number]], like: Tensor) -> Tensor:
     """[G, A] numbers as they stand in the groups, tensors among them, without synchronising with a device."""
-    if not any(isinstance(number, Tensor) for group in numbers for number in group):
+    tensors = any(isinstance(number, Tensor) for group in numbers for number in group)
+    if not any(numbers) or not (tensors or torch.compiler.is_compiling()):
         return torch.tensor(numbers, dtype=like.dtype, device=like.device).reshape(len(numbers), -1)
+    one = like.new_ones(())  # times which a number of any value gets into a graph
     return torch.stack(
         [
-            torch.stack([torch.as_tensor(number, dtype=like.dtype, device=like.device).detach().reshape(()) for number in group])
+            torch.stack(
+                [number.detach().to(like).reshape(()) if isinstance(number, Tensor) else one * number for number in group]
+            )
             for group in numbers
         ]
     )

@@ -27,7 +27,8 @@ __all__ = ["Learning", "Level", "Params"]
 
 Params: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]] | None
 
-#: torch's own choices between implementations of one update, recorded in the groups. "fused" compiles; the others have no effect.
+#: torch's own choices between implementations of one update, recorded in the groups. "fused" compiles, "capturable" leaves
+#: everything to tensors; the others have no effect.
 HINTS = ("foreach", "capturable", "differentiable", "fused")
 
 
@@ -309,7 +310,8 @@ class Level(torch.optim.Optimizer):
     def _bound(self) -> Parts:
         if self._parts is None:
             raise self._unbound()
-        if not same(self.param_groups, self._known):
+        # asked for an optimizer's groups by name, torch.compile watches all that stands in them
+        if not same(self.__dict__["param_groups"], self._known):
             self._regroup()
         return self._parts
 
@@ -393,8 +395,10 @@ class Level(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for engine, runs in parts.runs():
-            engine.step(runs)
+        if torch.compiler.is_compiling():
+            parts.compiled_step()
+        else:
+            parts.step()
         return loss
 
     @torch.no_grad()
@@ -426,9 +430,10 @@ class Level(torch.optim.Optimizer):
         self._require_tower()
         if not self.learning:
             raise RuntimeError("hyperstep() while learning is switched off. Set optimizer.learning = True first.")
-        for engine, runs in parts.runs():
-            if engine.learning:
-                engine.learn(runs, first=False)
+        if torch.compiler.is_compiling():
+            parts.compiled_hyperstep()
+        else:
+            parts.hyperstep()
 
     def _require_tower(self) -> None:
         if not any(template.height for template in self._templates):

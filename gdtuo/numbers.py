@@ -13,7 +13,7 @@ from .recording import Call
 from .straight import CannotTranslateError, StraightLine
 from .tape import CONSTANTS, Step, live, translate
 
-__all__ = ["Function"]
+__all__ = ["Function", "constant"]
 
 
 class Function:
@@ -29,9 +29,9 @@ class Function:
         self.inputs, self.outputs = dict(inputs), list(outputs)
         # a constant without arguments needs no call: its value is known
         needed = [call for call in live(calls, outputs) if call.tensors or call.name not in CONSTANTS]
-        self._calls = [call for call in needed if not any(call.result is x for x in call.tensors)]
-        computed = {id(x) for x in inputs.values()} | {id(call.result) for call in self._calls}
-        self._constants = [_constant(x).item() for x in outputs if id(x) not in computed]
+        self.calls = [call for call in needed if not any(call.result is x for x in call.tensors)]
+        computed = {id(x) for x in inputs.values()} | {id(call.result) for call in self.calls}
+        self._constants = [constant(x).item() for x in outputs if id(x) not in computed]
         self._program = self._in_python()
 
     def _in_python(self) -> Callable[..., tuple[Any, ...]] | None:
@@ -40,7 +40,7 @@ class Function:
         for x, name in zip(self.inputs.values(), names, strict=True):
             code.define(x, [name])
         try:
-            for call in self._calls:
+            for call in self.calls:
                 code.add(call)
         except CannotTranslateError:
             return None
@@ -78,9 +78,9 @@ class Function:
         steps: list[Step] = []
 
         def array(x: Tensor) -> Any:
-            return memory[id(x)] if id(x) in memory else _constant(x).numpy()
+            return memory[id(x)] if id(x) in memory else constant(x).numpy()
 
-        for call in self._calls:
+        for call in self.calls:
             shape = np.broadcast_shapes(*(array(x).shape for x in call.tensors))
             memory[id(call.result)] = np.ones(shape, call.result.numpy().dtype)
             steps += translate(call, array, memory[id(call.result)])
@@ -97,7 +97,7 @@ class Function:
     def __call__(self, given: Tensor) -> Tensor:
         """On any device: [inputs, columns] -> [outputs, columns]."""
         memory: dict[int, Tensor] = {id(x): row for x, row in zip(self.inputs.values(), given.unbind(0), strict=True)}
-        for call in self._calls:
+        for call in self.calls:
             args = [memory.get(id(x), x) if isinstance(x, Tensor) else x for x in call.args]
             memory[id(call.result)] = call.function(*args, **call.kwargs)
         if not self.outputs:
@@ -107,7 +107,7 @@ class Function:
         return torch.stack([row.expand(given.shape[1]) for row in rows])
 
 
-def _constant(x: Tensor) -> Tensor:
+def constant(x: Tensor) -> Tensor:
     """A recorded number; forward mode makes zeros that have no memory, and NumPy knows no bfloat16."""
     x = torch.zeros_like(x, memory_format=torch.contiguous_format) if x._is_zerotensor() else x
     return x.float() if x.dtype == torch.bfloat16 else x

@@ -78,9 +78,9 @@ class Options:
         usual = {"learn_after": 0, "learn_every": 1, "sharded": False}
         return ", ".join(f"{name}=" for name, default in usual.items() if getattr(self, name) != default)
 
-    def due(self, step: int) -> bool:
-        """Whether the step of this number, from 1 on, learns."""
-        return step > self.learn_after and (step - self.learn_after) % self.learn_every == 0
+    def due(self, step: Any) -> Any:
+        """Whether the step of this number, from 1 on, learns; of a tensor, a tensor."""
+        return (step > self.learn_after) & ((step - self.learn_after) % self.learn_every == 0)
 
     @classmethod
     def parse(cls, schema: Schema, given: Mapping[str, Any]) -> Options:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from . import report
@@ -55,6 +57,48 @@ class Parts:
     def runs(self) -> list[tuple[Engine, Runs]]:
         """What has a gradient now, by engine."""
         return [(engine, engine.runs()) for engine in self.engines]
+
+    def step(self) -> None:
+        """Learn, and move the weights."""
+        for engine, runs in self.runs():
+            engine.step(runs)
+
+    def hyperstep(self) -> None:
+        """Learn alone."""
+        for engine, runs in self.runs():
+            if engine.learning:
+                engine.learn(runs, first=False)
+
+    def compiled_step(self) -> None:
+        """`step`, as torch.compile traces it."""
+        if self._traceable():
+            for engine in self.engines:
+                engine.traced.step(engine)
+        else:
+            self._outside(self.step)
+
+    def compiled_hyperstep(self) -> None:
+        """`hyperstep`, as torch.compile traces it."""
+        if self._traceable():
+            for engine in self.engines:
+                if engine.learning:
+                    engine.traced.hyperstep(engine)
+        else:
+            self._outside(self.hyperstep)
+
+    def _traceable(self) -> bool:
+        """Whether all of a step can be traced; says why not. A compiler runs it once, while it traces."""
+        obstacles = [obstacle for obstacle in (engine.traced.obstacle() for engine in self.engines) if obstacle]
+        if obstacles:
+            warnings.warn(f"torch.compile leaves an optimizer's step to Python: {obstacles[0]}.", stacklevel=2)
+        return not obstacles
+
+    _traceable._dynamo_marked_constant = True  # type: ignore[attr-defined]  # what torch.compiler.assume_constant_result sets
+
+    @staticmethod
+    @torch._disable_dynamo  # type: ignore[attr-defined]
+    def _outside(function: Callable[[], None]) -> None:
+        function()
 
     @property
     def learning(self) -> bool:

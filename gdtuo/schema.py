@@ -32,6 +32,7 @@ class Schema:
         self.known: dict[str, tuple[str, ...]] = {name: (name,) for name in self.names}
         numbers: dict[str, Any] = {name: default for name, (default, _) in rule.hyperparameters.items()}
         switches = rule.switches()
+        self._switches = tuple(switches)
         self._where: dict[str, tuple[str, int | None]] = {name: (name, None) for name in (*numbers, *switches)}
         for alias, names in aliases.items():
             self.known[alias] = tuple(name for name in names if name in self.names)
@@ -50,7 +51,7 @@ class Schema:
 
     def switches(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """The rule's switches as they are written in a group."""
-        return {name: self._at(group, name) for name in self.rule.switches()}
+        return {name: self._at(group, name) for name in self._switches}
 
     def _at(self, group: Mapping[str, Any], name: str, prefix: str = "") -> Any:
         key, i = self._where[name]

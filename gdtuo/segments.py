@@ -18,7 +18,7 @@ from torch import Tensor
 from .blocks import Workspace
 from .graphs import Graph, UncapturableError, capturable
 from .kernel import Kernel
-from .layout import Bucket, Run, unflatten
+from .layout import Bucket, Run, flattened, unflatten
 from .numbers import Function
 from .rules import Number, Rule
 from .tape import Array, on_host
@@ -70,18 +70,18 @@ class SegmentedBucket(Bucket):
         kinds = self.KINDS[0] if self.recipe.own else self.KINDS[1]
         self._kernels = {kind: self.recipe.kernel(kind) for kind in kinds}
         kernels = self._kernels.values()
-        self._columns = {id(kernel): self._columns_of(kernel.factors.inputs) for kernel in kernels}
+        self._columns = {id(kernel): self.columns_of(kernel.factors.inputs) for kernel in kernels}
         count, own = len(self.learned), [self.learned.index(name) for name in self.recipe.own]
         #: where ⟨g, z⟩, |z|², |g|² and |Δ|² stand in a row of the table
-        self._targets = [*own, *(count + i for i in own), 2 * count, 2 * count + 1]
-        self._target_index = self._index(self._targets)
+        self.targets = [*own, *(count + i for i in own), 2 * count, 2 * count + 1]
+        self._target_index = self._index(self.targets)
         # factors as the operations take them, in the precision of their arithmetic: an array, and its elements
         dtype = torch.promote_types(self.recipe.dtype, torch.float32)
         self._vectors = {id(kernel): torch.ones(len(kernel.factors.outputs), dtype=dtype, device="cpu") for kernel in kernels}
         self._memory = {key: vector.numpy() for key, vector in self._vectors.items()}
         self._elements = {key: list(vector.unbind(0)) for key, vector in self._vectors.items()}
 
-    def _columns_of(self, numbers: Iterable[str]) -> list[int]:
+    def columns_of(self, numbers: Iterable[str]) -> list[int]:
         """Where the numbers of a kernel, but for states and the count of updates, stand in a row of values and slopes."""
         slopes = {f"slope {name}": len(self.names) + i for i, name in enumerate(self.learned)}
         others = ("step", *self.recipe.uniform)
@@ -96,7 +96,7 @@ class SegmentedBucket(Bucket):
 
     def _initial(self) -> dict[str, Tensor]:
         rule, uniform = self.recipe.rule, self.recipe.uniform
-        weights = torch.cat([_flattened(p) for p in self.params])
+        weights = torch.cat([flattened(p) for p in self.params])
         state = self._check_state(weights, rule.init(weights, self.recipe.present))
         first = rule.init(weights.new_ones(1), self.recipe.present)
         #: [parameters, states that are numbers]
@@ -224,7 +224,7 @@ class SegmentedBucket(Bucket):
             if moved is not None:
                 row[-1] = float(moved[0])
             line = table[segments.rows][0]
-            for target, number in zip(self._targets, row, strict=True):
+            for target, number in zip(self.targets, row, strict=True):
                 line[target] += number
             return
         join: Any = np.concatenate if isinstance(given, np.ndarray) else torch.cat
@@ -244,6 +244,10 @@ class SegmentedBucket(Bucket):
         for i in range(1, len(states)):
             differ = self.places[i].row == self.places[i - 1].row and states[i] != states[i - 1]
             self.lineage[i] = self.lineage[i - 1] + differ
+
+    def recut(self) -> None:
+        super().recut()
+        self._tell_apart()
 
     def _renew(self, kernel: Kernel, run: Run, segments: Segments, given: Any) -> None:
         """Bring them up to date after an update, whose kernel was given `given`."""
@@ -339,12 +343,6 @@ def _captured(function: Function, like: Tensor) -> Callable[[Tensor], Tensor]:
         return graph()
 
     return run
-
-
-def _flattened(tensor: Tensor) -> Tensor:
-    """As a flat real array; a view where the layout allows it. Complex numbers count as pairs."""
-    tensor = tensor.detach()
-    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).reshape(-1)
 
 
 def here(array: Array, device: torch.device) -> Array:

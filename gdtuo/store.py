@@ -31,13 +31,43 @@ class Store:
         sizes = [sum(shape.rows) * widths[name] for name, shape in shapes.items()]
         self.flat = torch.zeros(sum(sizes), dtype=dtype, device=device)
         parts = self.flat.split(sizes)
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        self._places = {name: (start, size) for name, start, size in zip(shapes, starts, sizes, strict=True)}
+        self._divided = False
+        self._parts: dict[str, Tensor] = {}
         self._views = {name: part.view(-1, *shape.row) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
         counts = [count * widths[name] for name, shape in shapes.items() for count in shape.rows]
         groups = [group for shape in shapes.values() for group in range(len(shape.rows))]
         self.group_of = torch.tensor(groups, device=device).repeat_interleave(torch.tensor(counts, device=device))
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._views[name]
+        if not torch.compiler.is_compiling():
+            return self._views[name]
+        if name in self._parts:
+            return self._parts[name]
+        start, size = self._places[name]
+        view = self.flat[start : start + size].view(-1, *self._shapes[name].row)
+        if self._divided:
+            self._parts[name] = view = view.clone()
+        return view
+
+    def divide(self) -> None:
+        """While torch.compile traces: let the named tensors be tensors of their own, until `join`.
+
+        A compiler makes of each write to a view a new `flat`, and of many such writes long code.
+        """
+        self._divided = torch.compiler.is_compiling()
+
+    def join(self) -> None:
+        """Write what `divide` divided into `flat`."""
+        if self._divided:
+            parts, end = [], 0
+            for name, (start, size) in self._places.items():
+                if name in self._parts:
+                    parts += [self.flat[end:start], self._parts[name].flatten()]
+                    end = start + size
+            self.flat.copy_(torch.cat([*parts, self.flat[end:]]))
+            self._divided, self._parts = False, {}
 
     def views(self, group: int) -> dict[str, Tensor]:
         """The rows of one group, by name."""

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layout import Bucket, Run, unflatten
+from .layout import Bucket, Run, apart, unflatten
 from .pullback import derive
+from .rules import Number
 from .tape import Array
 
 __all__ = ["WholeBucket"]
@@ -16,6 +17,11 @@ __all__ = ["WholeBucket"]
 
 class WholeBucket(Bucket):
     """One parameter, updated and pulled back by calls of its rule."""
+
+    def _allocate(self, counters: torch.device) -> None:
+        super()._allocate(counters)
+        # torch 2.13 compiles writing to a float64 tensor without dimensions to nothing: it is to see one of one dimension
+        self._single = {name: array.view(1) for name, array in self.arrays.items() if not array.dim()}
 
     def _initial(self) -> dict[str, Tensor]:
         weights = self.params[0].detach().clone()
@@ -28,7 +34,9 @@ class WholeBucket(Bucket):
     def _views(self, i: int) -> dict[str, Tensor]:
         return dict(self.arrays)
 
-    def _row(self) -> slice:
+    @property
+    def rows(self) -> slice:
+        """Its rows among all rows of hyperparameters."""
         place, per_element = self.places[0], self.per == "element"
         return slice(place.row, place.row + (self.params[0].numel() if per_element else 1))
 
@@ -40,60 +48,94 @@ class WholeBucket(Bucket):
         slopes = {name: columns[len(self.names) + self.learned.index(name)] for name in self.recipe.own}
         return hyper, slopes
 
+    def _array(self, name: str) -> Tensor:
+        return self._single[name][0] if name in self._single else self.arrays[name]
+
     def _state(self) -> dict[str, Tensor]:
-        return {name: self.arrays[name] for name in self.state_names}
+        return {name: self._array(name) for name in self.state_names}
 
     def pull(self, run: Run, table: Array, products: Tensor | None) -> None:
         assert self.last is not None
-        recipe, place, count = self.recipe, self.places[0], len(self.learned)
+        place = self.places[0]
+        last = torch.as_tensor(self.last[place.index : place.index + 1], device=self.device)
+        row, found = self.pulled_back(last, run.step)
+        if products is not None:
+            for j, product in found.items():
+                products[self.rows, j] = product.flatten().to(products)
+        table[place.group if products is not None else place.row] += _like(row, table)
+
+    def pulled_back(self, last: Tensor, step: Number) -> tuple[Tensor, dict[int, Tensor]]:
+        """The last update, pulled back.
+
+        Args:
+            last: [1, A + H + 1] what is kept of it.
+            step: its number.
+
+        Returns:
+            a row of the table of `Sums`, and the products g z by column.
+        """
+        recipe, count = self.recipe, len(self.learned)
         (gradient,) = self.gradients(0, 1)
         if recipe.traced:
-            tangents = {name: self.arrays[f"trace_{name}"] for name in recipe.own}
-            moved = self.last[place.index][-1]
+            tangents = {name: self._array(f"trace_{name}") for name in recipe.own}
+            moved = last[0, -1]
         else:
             none = torch.empty(0)
-            hyper, slopes = self._hyper(self.last[place.index : place.index + 1])
+            hyper, slopes = self._hyper(last)
             weights, before = self.arrays.get("last_weights", none), self.arrays.get("last_gradient", none)
-            delta, derivatives = recipe.rule.replay(recipe.own, weights, before, self._state(), hyper, run.step)
+            delta, derivatives = recipe.rule.replay(recipe.own, weights, before, self._state(), hyper, step)
             tangents = {name: z * slopes[name] for name, z in zip(recipe.own, derivatives, strict=True)}
             moved = delta.double().square().sum()
         g = gradient.double() if gradient.device.type != "mps" else gradient
         sums = [torch.zeros((), dtype=g.dtype, device=g.device)] * (2 * count)
+        products = {}
         for name, z in tangents.items():
             j, product = self.learned.index(name), g * z
-            sums[j], sums[count + j] = product.sum(), (z.to(g.dtype) ** 2).sum()
-            if products is not None:
-                products[self._row(), j] = product.flatten().to(products)
-        row = torch.stack([*sums, (g * g).sum(), torch.as_tensor(moved, dtype=g.dtype, device=g.device)])
-        table[place.group if products is not None else place.row] += _like(row, table)
+            sums[j], sums[count + j], products[j] = product.sum(), (z.to(g.dtype) ** 2).sum(), product
+        return torch.stack([*sums, (g * g).sum(), torch.as_tensor(moved, dtype=g.dtype, device=g.device)]), products
 
     def update(self, run: Run, values: Array, tick: int) -> None:
-        recipe, state, step = self.recipe, self._state(), run.step + 1
+        place, learn = self.places[0], bool(tick and self.recipe.own and self.last is not None)
+        moved = self.advance(torch.as_tensor(values[self.rows], device=self.device), run.step + 1, learn)
+        if learn and self.last is not None:
+            self.last[place.index, :-1] = values[place.row]
+            self.last[place.index, -1] = _like(moved, self.last)
+        self._count(run)
+        self._updated(run, tick)
+
+    def advance(self, values: Tensor, step: Number, learn: bool) -> Tensor:
+        """Move the weights and all arrays by one update.
+
+        Args:
+            values: its rows of `values`.
+            step: its number.
+            learn: whether it is to be pulled back.
+
+        Returns:
+            |Δ|² where it is kept, else 0.
+        """
+        recipe, state = self.recipe, self._state()
         weights, (gradient,) = self.params[0].detach(), self.gradients(0, 1)
-        hyper, slopes = self._hyper(values[self._row()])
+        hyper, slopes = self._hyper(values)
         arguments = (weights.clone(), gradient.detach(), state, hyper, step)
         tangents: list[Tensor] = []
-        if tick and recipe.traced and recipe.closed_form:
+        if learn and recipe.traced and recipe.closed_form:
             delta, after = recipe.rule.update(*arguments)
             _, tangents = recipe.rule.replay(recipe.own, weights.clone(), gradient, after, hyper, step)
-        elif tick and recipe.traced:
+        elif learn and recipe.traced:
             delta, tangents, after = derive(recipe.rule, recipe.own, *arguments)
         else:
             delta, after = recipe.rule.update(*arguments)
-        if tick and recipe.own and self.last is not None:
-            place = self.places[0]
-            self.last[place.index, :-1] = values[place.row]
-            self.last[place.index, -1] = _like(delta.double().square().sum(), self.last) if recipe.traced else 0.0
+        if learn:
             for name, z in zip(recipe.own, tangents, strict=False):
-                self.arrays[f"trace_{name}"].mul_(recipe.decay).add_(z * slopes[name])
+                self._array(f"trace_{name}").mul_(recipe.decay).add_(z * slopes[name])
             for name, value in (("last_weights", weights), ("last_gradient", gradient)):
                 if name in self.arrays:
-                    self.arrays[name].copy_(value)
+                    self._array(name).copy_(apart(value))
         for name, value in state.items():
-            value.copy_(after[name])
+            value.copy_(apart(after[name]))
         weights.add_(delta)
-        self._count(run)
-        self._updated(run, tick)
+        return delta.double().square().sum() if learn and recipe.traced else values.new_zeros(())
 
 
 def _like(x: Tensor, other: Array) -> Array:

@@ -98,6 +98,8 @@ class AdaGrad(Level):
         maximize: ascend instead of descend.
         foreach: torch's choice between its own implementations of this same update; recorded in the groups, as torch
             does, so that scripts and checkpoints move between the two, and of no effect.
+        capturable: do a step with tensors alone, so that a CUDA graph can hold it: counts of updates stand with the parameters.
+            Slower where none does. `torch.compile(optimizer.step)` sets it on a GPU. Default: False.
         fused: compile pull-back and update to one pass over memory each, in models of more than 524,288 weights, where
             parameters are large (on the CPU, from 131,072 weights on); needs a C++ compiler, on CUDA Triton, else
             warns once and runs as it does without. Default: None, no compiling.
@@ -136,13 +138,14 @@ class AdaGrad(Level):
         foreach: bool | None = None,
         *,
         maximize: bool = False,
+        capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
         **learning: Unpack[Learning],
     ) -> None:
         numbers = {"lr": lr, "lr_decay": lr_decay, "weight_decay": weight_decay, "eps": eps}
         switches = {"initial_accumulator_value": initial_accumulator_value, "maximize": maximize}
-        hints = {"foreach": foreach, "differentiable": differentiable, "fused": fused}
+        hints = {"foreach": foreach, "capturable": capturable, "differentiable": differentiable, "fused": fused}
         super().__init__(params, **numbers, **switches, **hints, **learning)
 
     @classmethod

@@ -132,8 +132,10 @@ class Adam(Level):
         weight_decay: λ >= 0, an L2 penalty that enters the gradient. Default: 0.
         amsgrad: divide by the largest v so far (Reddi et al. 2018).
         maximize: ascend instead of descend.
-        foreach, capturable: torch's choice between its own implementations of this same update; recorded in the groups, as torch
+        foreach: torch's choice between its own implementations of this same update; recorded in the groups, as torch
             does, so that scripts and checkpoints move between the two, and of no effect.
+        capturable: do a step with tensors alone, so that a CUDA graph can hold it: counts of updates stand with the parameters.
+            Slower where none does. `torch.compile(optimizer.step)` sets it on a GPU. Default: False.
         fused: compile pull-back and update to one pass over memory each, in models of more than 524,288 weights, where
             parameters are large (on the CPU, from 131,072 weights on); needs a C++ compiler, on CUDA Triton, else
             warns once and runs as it does without. Default: None, no compiling.

@@ -62,7 +62,7 @@ class AveragingSGD(Level):
         momentum: γ in [0, 1], how much of the average is kept. Default: 0.9.
         weight_decay: λ >= 0, an L2 penalty. Default: 0.
         maximize: ascend instead of descend.
-        fused: as in `SGD`.
+        capturable, fused: as in `SGD`.
         learning: the keywords of `Learning`: optimizer, learn, per, hypergradient, horizon, domains.
 
     Learnable: lr, momentum, weight_decay.
@@ -95,8 +95,9 @@ class AveragingSGD(Level):
         weight_decay: Number = 0.0,
         *,
         maximize: bool = False,
+        capturable: bool = False,
         fused: bool | None = None,
         **learning: Unpack[Learning],
     ) -> None:
         numbers = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        super().__init__(params, **numbers, maximize=maximize, fused=fused, **learning)
+        super().__init__(params, **numbers, maximize=maximize, capturable=capturable, fused=fused, **learning)

@@ -113,8 +113,10 @@ class RMSProp(Level):
         momentum: μ in [0, 1]. Default: 0.
         centered: divide by the standard deviation instead of the root mean square.
         maximize: ascend instead of descend.
-        foreach, capturable: torch's choice between its own implementations of this same update; recorded in the groups, as torch
+        foreach: torch's choice between its own implementations of this same update; recorded in the groups, as torch
             does, so that scripts and checkpoints move between the two, and of no effect.
+        capturable: do a step with tensors alone, so that a CUDA graph can hold it: counts of updates stand with the parameters.
+            Slower where none does. `torch.compile(optimizer.step)` sets it on a GPU. Default: False.
         fused: compile pull-back and update to one pass over memory each where parameters are large, as in `Adam`.
             Keyword only; torch's RMSprop has no such argument. Default: None, no compiling.
         differentiable: only False; a tower needs no differentiable step, and `True` raises.
