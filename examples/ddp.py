@@ -47,7 +47,7 @@ def main() -> None:
         wrong = model(task.test.inputs.to(device)).argmax(1).cpu() != task.test.labels
     learned = optimizer.hyperparameters()["L0/g0/lr"]
     error = 100 * wrong.double().mean().item()
-    print(f"rank {rank}: learning rate {arguments.lr:g} became {learned!r}, test error {error:.1f} %", flush=True)
+    ranks.say(f"rank {rank}: learning rate {arguments.lr:g} became {learned!r}, test error {error:.1f} %")
     dist.destroy_process_group()
 
 

@@ -82,8 +82,8 @@ def main() -> None:
     with torch.no_grad():
         wrong = model(task.test.inputs.to(device)).argmax(1).cpu() != task.test.labels
     learned, error = optimizer.hyperparameters()["L0/g0/lr"], 100 * wrong.double().mean().item()
-    print(f"rank {rank}: saved at {saved!r}, loaded at {loaded!r}", flush=True)
-    print(f"rank {rank}: learning rate {arguments.lr:g} became {learned!r}, test error {error:.1f} %", flush=True)
+    ranks.say(f"rank {rank}: saved at {saved!r}, loaded at {loaded!r}")
+    ranks.say(f"rank {rank}: learning rate {arguments.lr:g} became {learned!r}, test error {error:.1f} %")
     dist.destroy_process_group()
 
 

@@ -195,22 +195,21 @@ def test_whole_training_examples_say_what_is_wrong(name, arguments, remedy):
 
 @pytest.mark.parametrize("name", ["ddp.py", "fsdp2.py"])
 def test_both_ranks_learn_the_same(name):
-    result = torchrun(name, "--epochs", 10, "--lr", 1e-4)
+    result = torchrun(name, "--epochs", 6, "--lr", 1e-3)
     assert result.returncode == 0, result.stderr
-    found = re.findall(r"rank (\d): learning rate 0.0001 became (\S+), test error (\S+) %", result.stdout)
+    found = re.findall(r"rank (\d): learning rate 0.001 became (\S+), test error (\S+) %", result.stdout)
     assert sorted(rank for rank, _, _ in found) == ["0", "1"]
     (_, rate, error), other = found
     assert (rate, error) == other[1:]
-    assert 1e-3 < float(rate) < 1e-1
+    assert 1.5e-3 < float(rate) < 1e-1
     assert float(error) < 10
     saved = re.findall(r"saved at (\S+), loaded at (\S+)", result.stdout)
     assert len(saved) == (2 if name == "fsdp2.py" else 0)
     assert all(before == after for before, after in saved)
 
 
-@pytest.mark.parametrize("name", ["ddp.py", "fsdp2.py"])
-def test_one_rank_alone_is_told_how_to_start(name):
-    result = run(name)
+def test_one_rank_alone_is_told_how_to_start():
+    result = run("ddp.py")
     assert result.returncode == 2
     assert "torchrun --nproc-per-node 2" in result.stderr
 

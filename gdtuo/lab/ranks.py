@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 
 import torch
 
-__all__ = ["device_of_this_rank", "join_ranks"]
+__all__ = ["device_of_this_rank", "join_ranks", "say"]
 
 
 def join_ranks(parser: argparse.ArgumentParser) -> None:
@@ -24,3 +25,9 @@ def join_ranks(parser: argparse.ArgumentParser) -> None:
 def device_of_this_rank() -> torch.device:
     """A GPU of its own, or the CPU."""
     return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def say(line: str) -> None:
+    """Print a line at once, which another rank's does not run into."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
