@@ -121,6 +121,8 @@ def export(optimizer: Any) -> torch.optim.Optimizer:
         )
     groups = list(_groups(level, parts))
     taken = inspect.signature(cls).parameters.keys() - {"params", "fused"}
+    if "capturable" not in taken:  # torch's SGD and Adagrad count nothing on the device
+        groups = [{key: value for key, value in group.items() if key != "capturable"} for group in groups]
     for group in groups:
         try:  # torch looks at its arguments, not at groups
             cls([torch.nn.Parameter(torch.zeros(1, 1))], **{key: group[key] for key in taken & group.keys()})

@@ -311,7 +311,8 @@ class Level(torch.optim.Optimizer):
         if self._parts is None:
             raise self._unbound()
         # asked for an optimizer's groups by name, torch.compile watches all that stands in them
-        if not same(self.__dict__["param_groups"], self._known):
+        groups = self.__dict__["param_groups"] if torch.compiler.is_compiling() else self.param_groups
+        if not same(groups, self._known):
             self._regroup()
         return self._parts
 
