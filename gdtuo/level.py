@@ -382,6 +382,16 @@ class Level(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Learn from the gradients in `p.grad`, then move the weights.
 
+        `torch.compile(optimizer.step)` makes one graph of it, with fullgraph=True too, and compiled and eager steps may follow
+        each other. A number in a group that changes makes one more graph, a tensor none; others come from new patterns of absent
+        gradients, from `learning` and from loading. As torch's own, a step is to be compiled before a scheduler is made, which
+        wraps it, or without fullgraph. A torch optimizer on top, parameters that ranks share and sparse gradients are left to
+        Python, with a warning.
+
+        With capturable=True a step on a GPU can be captured in a CUDA graph after a few others, with gradients that stay where
+        they are and tensors on the device in the place of numbers that are to change; torch.compile sets it there, for
+        mode="reduce-overhead". It is of no effect where torch.compile would leave the step to Python.
+
         Args:
             closure: re-evaluates the model and returns the loss; called once, first, with gradients enabled.
 
@@ -389,7 +399,8 @@ class Level(torch.optim.Optimizer):
             what the closure returned, else None.
 
         Raises:
-            RuntimeError: on a template, and for sparse gradients; before anything has changed.
+            RuntimeError: on a template, for sparse gradients, and in a capture without capturable=True; before anything has
+                changed.
         """
         parts = self._bound()
         loss = None

@@ -28,7 +28,6 @@ from .whole import WholeBucket
 if TYPE_CHECKING:
     from .blueprint import Blueprint
     from .engine import Engine
-    from .ladder import Ladder
 
 __all__ = ["Traced"]
 
@@ -68,13 +67,13 @@ class Plan:
 
     def __init__(
         self,
+        engine: Engine,
         buckets: Sequence[Bucket],
         present: Sequence[Sequence[bool]],
         device: torch.device,
-        ladder: Ladder | None,
         switches: list[Any],
     ) -> None:
-        self.ladder, self.switches = ladder, switches
+        self.ladder, self.steps, self.clock, self.switches = engine.ladder, engine.steps, engine.clock, switches
         self.shares = [Share(bucket, here) for bucket, here in zip(buckets, present, strict=True)]
         sizes = [(numel(p), b, i) for b, bucket in enumerate(buckets) for i, p in enumerate(bucket.params)]
         large = [(b, i) for size, b, i in sorted(sizes)[-AT_MOST:] if size >= ALONE]
@@ -84,7 +83,7 @@ class Plan:
         def index(numbers: Sequence[int]) -> Tensor:
             return torch.tensor(numbers, dtype=torch.int64, device=device)
 
-        groups = 0 if ladder is None else ladder.groups
+        groups = len(engine.groups)
         #: [rows] of the table that are added to
         self.rows = index([row for piece in self.learned for row in piece.rows])
         #: [parameters that are learned from] their numbers among all, and their rows of hyperparameters
@@ -99,10 +98,9 @@ class Plan:
 
 
 def mark_static(*holders: Any) -> None:
-    """Tell torch.compile that the tensors among attributes stay as they are: CUDA graphs then take no copies of them."""
+    """Tell torch.compile that the tensors among attributes stay where they are: CUDA graphs then take no copies of them."""
     for value in (value for holder in holders for value in vars(holder).values()):
         for x in tensors_in(list(value.values()) if isinstance(value, dict) else value):
-            torch._dynamo.mark_static(x)
             if x.device.type != "cpu":
                 torch._dynamo.mark_static_address(x)
 
@@ -186,8 +184,8 @@ class Traced:
                     "The first step of its kind is being captured in a CUDA graph. Take one outside of the graph first, with the "
                     "same gradients present."
                 )
-            plan = Plan(self._buckets, key[0], self._device, engine.ladder, self._switches(engine))
-            mark_static(engine, plan, *plan.shares, *self._buckets, *plan.pieces)
+            plan = Plan(engine, self._buckets, key[0], self._device, self._switches(engine))
+            mark_static(plan, *plan.shares, *self._buckets, *plan.pieces)
             if plan.ladder is not None:
                 mark_static(plan.ladder, plan.ladder.store, *plan.ladder.learned)
             self._names[key] = f"plan_{next(NAMES)}"
@@ -232,7 +230,7 @@ class Traced:
         """As `Engine.step`."""
         plan = self._plan(engine)
         values, gradients = self._read(engine), [piece.gradient() for piece in plan.pieces]
-        engine.steps.add_(1)
+        plan.steps.add_(1)
         learn = engine.learning
         if learn:
             self._learn(engine, plan, gradients, first=True)
@@ -243,7 +241,7 @@ class Traced:
         plan = self._plan(engine)
         self._read(engine)
         self._learn(engine, plan, [piece.gradient() for piece in plan.pieces], first=False)
-        engine.clock.add_(1)
+        plan.clock.add_(1)
         for share in plan.shares:
             share.bucket.pending.copy_(torch.where(share.mask, 0, share.bucket.pending))
 
@@ -283,15 +281,15 @@ class Traced:
         active = self._pull(plan, gradients)
         if first:
             stepped = self._groups_where(plan, [share.bucket.steps > 0 for share in plan.shares])
-            due = engine.due(engine.steps[0].to(stepped.device))
+            due = engine.due(plan.steps[0].to(stepped.device))
             active = (active | (~stepped & plan.present)) & due
-        plan.digest.copy_(_digest(gradients, engine.clock + 1))
+        plan.digest.copy_(_digest(gradients, plan.clock + 1))
         plan.ladder.step(active)
 
     def _update(self, engine: Engine, plan: Plan, gradients: Sequence[Tensor], values: Tensor, learn: bool) -> None:
         """As `Engine.update`."""
         ladder = plan.ladder
-        engine.clock.add_(1)
+        plan.clock.add_(1)
         if ladder is not None:
             ladder.store.divide()
             slope = ladder.store["L0/slope"]
@@ -309,7 +307,7 @@ class Traced:
             bucket = share.bucket
             bucket.steps.add_(share.mask)
             if bucket.recipe.own:
-                tick = engine.clock.to(bucket.pending.device) if learn else 0
+                tick = plan.clock.to(bucket.pending.device) if learn else 0
                 bucket.pending.copy_(torch.where(share.mask, tick, bucket.pending))
 
     # ---------------------------------------------------------------- what users see
@@ -320,7 +318,7 @@ class Traced:
         plan: Plan | None = getattr(self.plans, name) if name else None
         if plan is None:
             return False
-        digest = _digest([piece.gradient() for piece in plan.pieces], engine.clock)
+        digest = _digest([piece.gradient() for piece in plan.pieces], plan.clock)
         return bool((plan.digest == digest).all())
 
     def pull(self, engine: Engine) -> Tensor:

@@ -160,6 +160,29 @@ def test_each_absent_parameter_keeps_its_last_update():
         assert together.hyperparameters()[f"L0/g0/lr/{i}"] > 0.0105
 
 
+def test_weights_of_an_absent_parameter_learn_nothing_per_element():
+    """What was found at an earlier step is not found again: each weight's rate is what the parameter alone would have learned."""
+
+    def make(params):
+        above = gdtuo.SGD(lr=0.05, hypergradient="exact")
+        return gdtuo.SGD(params, lr=0.01, per="element", hypergradient="exact", optimizer=above)
+
+    weights = [nn.Parameter(randn(3, seed=i)) for i in range(2)]
+    together, apart = make(weights), [make([nn.Parameter(w.detach().clone())]) for w in weights]
+    for step in range(6):
+        for i, alone in enumerate(apart):
+            absent = i == step % 2 and step > 1
+            (p,) = alone.param_groups[0]["params"]
+            for q in (p, weights[i]):
+                q.grad = None if absent else (q.detach() - 3) * (1 + randn(3, seed=step))
+            if not absent:
+                alone.step()
+        together.step()
+    shifts = torch.cat([alone.param_groups[0]["L0/shift"] for alone in apart])
+    torch.testing.assert_close(together.param_groups[0]["L0/shift"], shifts, rtol=1e-12, atol=1e-12)
+    assert shifts.abs().min() > 1e-4
+
+
 def test_updates_of_different_steps_are_pulled_back_with_their_own_rates():
     """a moved at lr 0.1, b a step later at lr 0.4; the tangent of both together is (-0.1 g_a, -0.4 g_b)."""
     a, b = (nn.Parameter(torch.ones(3, dtype=F64)) for _ in range(2))
