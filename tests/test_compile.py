@@ -131,11 +131,9 @@ NORMALISED = (Normalised, {"lr": 0.02})
 #: rule, height, learn, per, hypergradient, horizon, two groups, backend
 COVER = [
     (SGD, 3, "all", "tensor", "exact", 5, True, "eager"),
-    (ADAM, 1, "all", "group", "exact", 1, False, "eager"),
-    (ADAMW, 1, "lr", "element", "exact", 5, True, "eager"),
-    (ADAMW, 1, "all", "group", "cosine", 1, False, "aot_eager"),
+    (ADAMW, 1, "lr", "element", "cosine", 5, True, "eager"),
+    (ADAM, 1, "all", "group", "exact", 1, False, "aot_eager"),
     (RMSPROP, 1, "all", "element", "cosine", 1, False, "eager"),
-    (RMSPROP, 3, "lr", "tensor", "cosine", 1, False, "eager"),
     (ADAGRAD, 1, "all", "tensor", "cosine", 1, False, "eager"),
     (NADAM, 1, ("lr", "momentum_decay"), "group", "cosine", 1, True, "eager"),
     (DRIFT, 1, "all", "group", "cosine", 5, True, "eager"),
