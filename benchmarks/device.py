@@ -322,7 +322,7 @@ def main(arguments: list[str] | None = None) -> int:
     for title, check in CHECKS.items():
         if given.only in (None, title):
             start = time.perf_counter()
-            print(f"{title}: {(check.__doc__ or '').strip().splitlines()[0]}", flush=True)
+            print(f"{title}: {(check.__doc__ or title).strip().splitlines()[0]}", flush=True)
             try:
                 for name, found, limit in check(given.device):
                     failed += not found <= limit

@@ -186,9 +186,9 @@ def test_sizes_of_one_optimizer_say_nothing_about_the_next():
 @pytest.fixture(scope="module")
 def inductor(tmp_path_factory):
     """torch's own compiler, with an empty cache."""
-    with pytest.MonkeyPatch.context() as patch:
+    # (pytest's own way to set a number of torch's configuration would take it away afterwards)
+    with pytest.MonkeyPatch.context() as patch, torch._inductor.config.patch(compile_threads=1):
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
-        patch.setattr(torch._inductor.config, "compile_threads", 1)
         yield "inductor"
 
 

@@ -20,9 +20,9 @@ SIZES = [[333, 10], [(8, 25), 128]]  # rows of 64: five and a tail of 13, a smal
 
 @pytest.fixture(autouse=True, scope="module")
 def _cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
+    # (pytest's own way to set a number of torch's configuration would take it away afterwards)
+    with pytest.MonkeyPatch.context() as patch, torch._inductor.config.patch(compile_threads=1):
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
-        patch.setattr(torch._inductor.config, "compile_threads", 1)
         yield
 
 
