@@ -554,7 +554,7 @@ class Engine:
             return []
         runs = self.runs()
         shown = [self.ladder.store[f"L{k}/hypergradient"] for k in range(len(self.ladder.learned))]
-        stale = self.traced.consumed(self) or (not self.capturable and self._marks(runs) == self._consumed)
+        stale = self.traced.consumed() or (not self.capturable and self._marks(runs) == self._consumed)
         if not self.learning or (stale and self._collective is None):
             return shown
         with quiet():  # where ranks share parameters all of them take part, whatever each has

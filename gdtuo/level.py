@@ -124,7 +124,7 @@ class Level(torch.optim.Optimizer):
         super().__init__(params, defaults)
         if "learn" in learning and not any(template.height for template in self._templates):
             raise ValueError(f"{title} got learn= but no optimizer= to learn with. Add optimizer=gdtuo.SGD().")
-        self._learned = [self._names_learned(t) for t in range(len(self._templates))]
+        self._learned: list[list[tuple[str, ...]]] = [[] for _ in self._templates]
         self._build()
 
     def _tower_settings(self) -> dict[str, Any]:
@@ -150,6 +150,7 @@ class Level(torch.optim.Optimizer):
     def _fill(self, t: int, members: Mapping[int, dict[str, Any]]) -> None:
         """Put groups under tower `t`."""
         assert self._parts is not None
+        self._learned[t] = self._learned[t] or self._names_learned(t)  # a tower's first groups say what it learns
         self._parts.add(t, Tower(self._templates[t].blueprints(), self._learned[t]), members)
 
     @property
@@ -239,9 +240,7 @@ class Level(torch.optim.Optimizer):
             >>> [key for key in optimizer.hyperparameters() if key.startswith("L1") and key.endswith(("lr", "beta1"))]
             ['L1/g0/lr', 'L1/g1/lr', 'L1/g1/beta1']
         """
-        if "defaults" not in self.__dict__:
-            self._bound()
-        if self._parts is not None:
+        if self._parts is not None or "defaults" not in self.__dict__:
             self._bound()  # after whatever somebody has done to the groups
         towers = len(self._others)
         try:
@@ -257,7 +256,6 @@ class Level(torch.optim.Optimizer):
         if self._parts is not None:
             self._known.append(self.param_groups[-1])
             self._learned += [[]] * (len(self._others) - towers)
-            self._learned[t] = self._learned[t] or self._names_learned(t)
             self._fill(t, {len(self.param_groups) - 1: self.param_groups[-1]})
 
     def _prepared(self, param_group: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -324,8 +322,8 @@ class Level(torch.optim.Optimizer):
             copied = i if len(self.param_groups) == len(old) else None
             place = places.get(id(group), copied)
             of.append(0 if place is None else self._template_of[place])
-        if self._parts is not None:
-            self._parts.write_state()
+        assert self._parts is not None
+        self._parts.write_state()
         self._template_of = of
         self._complete()
         self._build()

@@ -75,7 +75,7 @@ class Options:
     @property
     def of_the_weights(self) -> str:
         """Which of these are set that concern the weights' level alone, as text."""
-        usual = {"learn_after": 0, "learn_every": 1, "sharded": False}
+        usual = {name: default for name, default, *_ in COUNTS if name != "horizon"} | {"sharded": False}
         return ", ".join(f"{name}=" for name, default in usual.items() if getattr(self, name) != default)
 
     def due(self, step: Any) -> Any:

@@ -312,7 +312,7 @@ class Traced:
 
     # ---------------------------------------------------------------- what users see
 
-    def consumed(self, engine: Engine) -> bool:
+    def consumed(self) -> bool:
         """Whether nothing has happened since this program learned from the gradients that stand in `p.grad`."""
         name = self._names.get(self._key()) if self._names else None
         plan: Plan | None = getattr(self.plans, name) if name else None

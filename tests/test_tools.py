@@ -220,3 +220,15 @@ def test_adams_state_is_not_adamws(tower):
     saved = gdtuo.Adam(params, optimizer=tower, weight_decay=0.1).state_dict()
     with pytest.raises(ValueError, match=r"Use gdtuo\.Adam"):
         gdtuo.AdamW(params, optimizer=tower).load_state_dict(saved)
+
+
+def test_a_group_that_is_put_under_a_tower_without_any_learns():
+    """All groups had towers of their own; what is appended without one has the constructor's, from its first step on."""
+    params = weights()
+    optimizer = gdtuo.SGD([{"params": params[:1], "optimizer": gdtuo.Adam()}], lr=0.01, optimizer=gdtuo.SGD(lr=0.05))
+    step(optimizer, params[:1], 0)
+    optimizer.param_groups.append({"params": params[1:2]})
+    for n in range(1, 4):
+        step(optimizer, params[:2], n)
+    assert optimizer.hyperparameters()["L0/g1/lr"] != 0.01
+    assert "L0/g1/lr" in optimizer.hypergradients()
