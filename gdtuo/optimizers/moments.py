@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..domains import Positive, UnitInterval
 from ..rules import Hyper, State
 from .penalized import PenalizedRule
 
@@ -18,6 +19,15 @@ __all__ = ["MomentsRule", "check_betas"]
 @dataclass(frozen=True)
 class MomentsRule(PenalizedRule):
     """m ← β1 m + (1-β1) g; v ← β2 v + (1-β2) g²."""
+
+    hyperparameters = {
+        "lr": (1e-3, Positive()),
+        "beta1": (0.9, UnitInterval()),
+        "beta2": (0.999, UnitInterval()),
+        "eps": (1e-8, Positive()),
+        "weight_decay": (0.0, Positive()),
+    }
+    optional = frozenset(("weight_decay",))
 
     @property
     def direct(self) -> frozenset[str]:

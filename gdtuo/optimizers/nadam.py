@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..domains import Positive, UnitInterval
+from ..domains import Positive
 from ..level import Learning, Level, Params
 from ..rules import Hyper, Number, State, safe_sqrt, silenced
 from .moments import MomentsRule, check_betas
@@ -29,15 +29,7 @@ class NAdamRule(MomentsRule):
 
     decoupled_weight_decay: bool = False
 
-    hyperparameters = {
-        "lr": (2e-3, Positive()),
-        "beta1": (0.9, UnitInterval()),
-        "beta2": (0.999, UnitInterval()),
-        "eps": (1e-8, Positive()),
-        "weight_decay": (0.0, Positive()),
-        "momentum_decay": (4e-3, Positive()),
-    }
-    optional = frozenset(("weight_decay",))
+    hyperparameters = {**MomentsRule.hyperparameters, "lr": (2e-3, Positive()), "momentum_decay": (4e-3, Positive())}
     uniform = frozenset(("mu_product",))
 
     @property

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ..domains import Positive, UnitInterval
 from ..level import Learning, Level, Params
 from ..rules import Hyper, Number, State, safe_sqrt, silenced
 from .moments import MomentsRule, check_betas
@@ -53,14 +52,6 @@ class RAdamRule(MomentsRule):
 
     decoupled_weight_decay: bool = False
 
-    hyperparameters = {
-        "lr": (1e-3, Positive()),
-        "beta1": (0.9, UnitInterval()),
-        "beta2": (0.999, UnitInterval()),
-        "eps": (1e-8, Positive()),
-        "weight_decay": (0.0, Positive()),
-    }
-    optional = frozenset(("weight_decay",))
     closed_form: ClassVar[bool] = True
     divisors = frozenset(("beta1", "beta2"))
 
