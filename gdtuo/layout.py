@@ -188,11 +188,11 @@ class Bucket(ABC):
         self._pending[i] = state.get("pending", 0) if self.recipe.own and fits else 0
         for name in [name for name in state if remembered(name) and (name not in views or not fits)]:
             del state[name]  # of other weights
-        check_state(self.owners[i], state, self._entries(i), self.recipe.rule.uniform)
+        entries = self._entries(i)
+        check_state(self.owners[i], state, entries, self.recipe.rule.uniform)
         for name, view in views.items():
             if isinstance(state.get(name), Tensor):
                 view.copy_(local(state[name]))
-        entries = self._entries(i)
         state.update(entries)
         self._dicts.append(state)
         self._kept += [value for value in entries.values() if isinstance(value, Tensor)]
@@ -271,8 +271,8 @@ class Bucket(ABC):
         # parameters that were last updated together share a tick, and with it the hyperparameters of that update
         keys = zip(present, self._counts.tolist(), self._pending.tolist(), self._strides(), self.lineage, strict=True)
         runs, starts, first = [], [], 0
-        for (here, step, tick, *_), same in groupby(keys):
-            last = first + len(list(same))
+        for (here, step, tick, *_), together in groupby(keys):
+            last = first + len(list(together))
             if here:
                 part = slice(first, last)
                 runs.append(Run(first, last, int(step), tick, self.params[part], self.groups[part]))
