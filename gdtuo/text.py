@@ -7,7 +7,7 @@ from typing import Any
 
 from .level import Level
 
-__all__ = ["tower"]
+__all__ = ["at_height", "levels", "tower"]
 
 
 def tower(text: str) -> Level:
@@ -30,17 +30,12 @@ def tower(text: str) -> Level:
     if not isinstance(text, str):
         raise TypeError(f"tower() got {type(text).__name__}. Write levels bottom first, as 'adam/sgd(lr=0.01)/sgd'.")
     try:
-        node = ast.parse(text.strip(), mode="eval").body
-        calls: list[tuple[str, dict[str, Any]]] = []
-        while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
-            calls.append(_call(node.right))
-            node = node.left
-        calls.append(_call(node))
+        calls = [_call(node) for node in _levels(text)]
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"tower({text!r}): {error}. Write levels bottom first, as 'adam/sgd(lr=0.01)/sgd'.") from error
     classes = _classes(Level)
     above: Level | None = None
-    for name, arguments in calls:
+    for name, arguments in reversed(calls):
         if name not in classes:
             raise ValueError(f"tower({text!r}): there is no level {name!r}. There are {', '.join(sorted(classes))}.")
         try:
@@ -49,6 +44,40 @@ def tower(text: str) -> Level:
             raise ValueError(f"tower({text!r}): {error}") from error
     assert above is not None
     return above
+
+
+def at_height(text: str, height: int) -> str:
+    """The text of a tower with so many hyper-optimizers: the first levels of `text`, its last one again where it ends.
+
+    Args:
+        text: as `tower` takes it; at least one level.
+        height: 0 or more.
+
+    Example:
+        >>> at_height("adam / sgd(lr=0.02) / sgd", 1), at_height("adam / sgd(lr=0.02) / sgd", 3)
+        ('adam/sgd(lr=0.02)', 'adam/sgd(lr=0.02)/sgd/sgd')
+    """
+    found = levels(text)
+    return "/".join((found + found[-1:] * height)[: height + 1])
+
+
+def levels(text: str) -> list[str]:
+    """The text of each level of a tower, bottom first.
+
+    Example:
+        >>> levels("adam / sgd( lr = 0.02 )")
+        ['adam', 'sgd(lr=0.02)']
+    """
+    return [ast.unparse(node) for node in _levels(text)]
+
+
+def _levels(text: str) -> list[ast.expr]:
+    """Bottom first."""
+    node, found = ast.parse(text.strip(), mode="eval").body, []
+    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+        found.append(node.right)
+        node = node.left
+    return [node, *reversed(found)]
 
 
 def _call(node: ast.expr) -> tuple[str, dict[str, Any]]:

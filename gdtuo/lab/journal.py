@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-__all__ = ["Journal", "Row", "Value", "read"]
+__all__ = ["Journal", "Row", "Value", "read", "replace"]
 
 Value: TypeAlias = str | int | float
 Row: TypeAlias = dict[str, Value]
@@ -65,15 +65,23 @@ class Journal:
         """Drop the rows that are not wanted, from the file too."""
         kept = [row for row in self.rows if wanted(row)]
         if len(kept) < len(self.rows):
-            beside = self.path.with_name(self.path.name + ".new")
-            beside.write_text(_text([self.columns, *(list(row.values()) for row in kept)]), newline="")
-            beside.replace(self.path)
+            replace(self.path, _text([self.columns, *(list(row.values()) for row in kept)]))
             self.rows = kept
 
     def _write(self, lines: Iterable[Sequence[Value]]) -> None:
         with self.path.open("ab", buffering=0) as file:
             file.write(_text(lines).encode())
             os.fsync(file.fileno())
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file that is there whole or as it was."""
+    beside = path.with_name(path.name + ".new")
+    with beside.open("w", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
 
 
 def read(path: Path) -> list[Row]:

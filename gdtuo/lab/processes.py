@@ -53,9 +53,13 @@ def in_processes(function: Callable[[Job], Result], jobs: Sequence[Job], process
     finally:
         if pending:
             pool.shutdown(wait=False, cancel_futures=True)
-            for child in set(multiprocessing.active_children()) - before:
+            children = set(multiprocessing.active_children()) - before
+            for child in children:
                 child.terminate()
-        pool.shutdown()
+            for child in children:
+                child.join()
+        else:
+            pool.shutdown()
 
 
 def _begin() -> None:

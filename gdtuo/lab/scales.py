@@ -11,9 +11,10 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["AVERAGES", "scale"]
+__all__ = ["AVERAGES", "plain_ticks", "scale"]
 
 AVERAGES = ("momentum", "alpha", "beta1", "beta2", "beta3")
+MARGIN = 1.3  # beyond the numbers, a factor
 NARROW = 1.5  # positive numbers whose largest is less than so many times the smallest stand on a linear axis
 NEAR_ONE = [
     [1 - scale * 10.0**-k for k in range(1, 11) for scale in scales]
@@ -36,6 +37,19 @@ def scale(axes: Axes, values: Iterable[float], average: bool = False) -> None:
             axes.set_yticks(ticks, [f"{tick:.10g}" for tick in ticks])
     elif high > NARROW * low:
         axes.set_yscale("log", nonpositive="mask")
+
+
+def plain_ticks(axes: Axes, values: Iterable[float]) -> None:
+    """Write 1, 2, 5, 10, ... rather than powers on a logarithmic axis, and end it where the values end."""
+    numbers = [value for value in values if 0 < value < math.inf]
+    if axes.get_yscale() == "log":
+        low, high = min(numbers) / MARGIN, max(numbers) * MARGIN
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        steps = (1, 2, 5) if len(decades) < 6 else (1,)
+        ticks = [step * 10.0**k for k in decades for step in steps if low <= step * 10.0**k <= high]
+        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        axes.set_ylim(low, high)
 
 
 def _distance(value: np.ndarray) -> np.ndarray:
