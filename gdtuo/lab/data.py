@@ -1,4 +1,4 @@
-"""Small real data sets as tensors: scikit-learn's digits, and MNIST-like folders of idx files.
+"""Small real data sets as tensors: scikit-learn's digits, and MNIST and Fashion-MNIST from idx files.
 
 A folder of data is named by an argument or by the environment variable GDTUO_DATA, and holds one folder a task:
 
@@ -6,11 +6,12 @@ A folder of data is named by an argument or by the environment variable GDTUO_DA
     DIR/mnist/train-labels-idx1-ubyte.gz    ...
     DIR/mnist/t10k-images-idx3-ubyte.gz
     DIR/mnist/t10k-labels-idx1-ubyte.gz
+
+It is read, never written to. Where neither names one, the files are downloaded, once, into a cache of that layout.
 """
 
 from __future__ import annotations
 
-import gzip
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,13 +22,41 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["FOLDER_VARIABLE", "TASKS", "Data", "Examples", "digits", "idx", "load", "read_idx"]
+from .download import Source, cache, fetch
+from .idx import read_idx
+
+__all__ = ["FOLDER_VARIABLE", "SOURCES", "TASKS", "Data", "Examples", "digits", "idx", "load"]
 
 #: The environment variable that names the folder of data where no argument does.
 FOLDER_VARIABLE = "GDTUO_DATA"
 
-#: The type code of unsigned bytes in an idx header, the only one that these data sets use.
-UNSIGNED_BYTE = 0x08
+#: Name -> its public files. They have the MD5 that torchvision gives for them; SHA-256 keeps out deliberate changes, too.
+SOURCES = {
+    "mnist": Source(
+        mirrors=(
+            "https://ossci-datasets.s3.amazonaws.com/mnist/",
+            "https://storage.googleapis.com/cvdf-datasets/mnist/",
+        ),
+        files={
+            "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+            "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+            "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+            "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+        },
+    ),
+    "fashion": Source(
+        mirrors=(
+            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+            "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
+        ),
+        files={
+            "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+            "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+            "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+            "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+        },
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -84,40 +113,6 @@ def digits(seed: int = 0, test: int = 360) -> Data:
     return Data(train=every[test:], test=every[:test])
 
 
-def read_idx(path: str | Path) -> np.ndarray:
-    """An idx file of unsigned bytes, gzipped, as a uint8 array.
-
-    The format: two zero bytes, the type's code, the number of dimensions, each dimension as a big-endian int32,
-    the bytes in C order.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not a whole idx file of unsigned bytes.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"No file {path}. Put it there, or name the folder that holds {path.parent.name}/{path.name} "
-            f"with --data DIR or {FOLDER_VARIABLE}=DIR."
-        )
-    remedy = "Fetch the file again."
-    try:
-        content = gzip.decompress(path.read_bytes())
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise ValueError(f"{path} is not a whole gzip file ({error}). {remedy}") from error
-    if len(content) < 4 or content[:2] != b"\0\0" or content[2] != UNSIGNED_BYTE:
-        raise ValueError(f"{path} starts with {content[:4].hex(' ')}, an idx file of bytes with 00 00 08. {remedy}")
-    count = content[3]
-    start = 4 + 4 * count
-    if len(content) < start:
-        raise ValueError(f"{path} ends within its header of {start} bytes. {remedy}")
-    shape = tuple(int(size) for size in np.frombuffer(content, ">i4", count=count, offset=4))
-    size = int(np.prod(shape, dtype=np.int64))
-    if len(content) - start != size:
-        raise ValueError(f"{path} holds {len(content) - start} bytes, its header says {shape}, which is {size}. {remedy}")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
-
-
 def idx(folder: str | Path, name: str) -> Data:
     """MNIST, or a data set in its format: the four idx files in folder/name.
 
@@ -127,9 +122,16 @@ def idx(folder: str | Path, name: str) -> Data:
     """
     folder = Path(folder) / name
 
+    def read(file: str) -> np.ndarray:
+        if not (folder / file).is_file():
+            raise FileNotFoundError(
+                f"No file {folder / file}. Put it there, or name the folder that holds {name}/{file} "
+                f"with --data DIR or {FOLDER_VARIABLE}=DIR, or name none to have it downloaded."
+            )
+        return read_idx(folder / file)
+
     def examples(split: str) -> Examples:
-        images = read_idx(folder / f"{split}-images-idx3-ubyte.gz")
-        labels = read_idx(folder / f"{split}-labels-idx1-ubyte.gz")
+        images, labels = read(f"{split}-images-idx3-ubyte.gz"), read(f"{split}-labels-idx1-ubyte.gz")
         if len(images) != len(labels):
             raise ValueError(f"{folder} has {len(images)} {split} images, but {len(labels)} labels. Fetch the files again.")
         inputs = torch.from_numpy(images.reshape(len(images), -1).astype(np.float32) / 255)
@@ -138,14 +140,12 @@ def idx(folder: str | Path, name: str) -> Data:
     return Data(train=examples("train"), test=examples("t10k"))
 
 
-def _from_folder(name: str) -> Callable[[str | Path | None], Data]:
+def _public(name: str) -> Callable[[str | Path | None], Data]:
     def read(folder: str | Path | None) -> Data:
         folder = folder or os.environ.get(FOLDER_VARIABLE)
         if not folder:
-            raise FileNotFoundError(
-                f"The task {name!r} reads idx files from a folder, and none is named. Give --data DIR or set "
-                f"{FOLDER_VARIABLE}=DIR, where DIR holds {name}/train-images-idx3-ubyte.gz and its three companions."
-            )
+            folder = cache()
+            fetch(SOURCES[name], folder / name)
         return idx(folder, name)
 
     return read
@@ -154,8 +154,7 @@ def _from_folder(name: str) -> Callable[[str | Path | None], Data]:
 #: Name -> how to read it, given the folder of data or None.
 TASKS: dict[str, Callable[[str | Path | None], Data]] = {
     "digits": lambda folder: digits(),
-    "mnist": _from_folder("mnist"),
-    "fashion": _from_folder("fashion"),
+    **{name: _public(name) for name in SOURCES},
 }
 
 
@@ -164,11 +163,13 @@ def load(name: str, folder: str | Path | None = None) -> Data:
 
     Args:
         name: one of `TASKS`.
-        folder: where the idx files of "mnist" and "fashion" are. Default: the environment variable GDTUO_DATA.
+        folder: where the idx files of "mnist" and "fashion" are. Default: the environment variable GDTUO_DATA, and where
+            that is not set either $XDG_CACHE_HOME/gdtuo or ~/.cache/gdtuo, into which what is missing is downloaded.
 
     Raises:
-        ValueError: if there is no such task.
-        FileNotFoundError: if a file is missing, or no folder is named; says which and what to do.
+        ValueError: if there is no such task, or a file is damaged.
+        FileNotFoundError: if a file is missing in a folder that was named; says which and what to do.
+        OSError: if a file cannot be downloaded; says why and what to do.
 
     Example:
         >>> load("digits").train.labels[:3].dtype

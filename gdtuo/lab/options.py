@@ -12,7 +12,8 @@ __all__ = ["add_task", "at_least_1", "load_task"]
 def add_task(parser: argparse.ArgumentParser) -> None:
     """The options --task and --data."""
     parser.add_argument("--task", choices=list(data.TASKS), default="digits")
-    parser.add_argument("--data", metavar="DIR", help=f"folder of mnist/ and fashion/ (default: ${data.FOLDER_VARIABLE})")
+    default = f"${data.FOLDER_VARIABLE}, else downloaded into a cache"
+    parser.add_argument("--data", metavar="DIR", help=f"folder of mnist/ and fashion/ (default: {default})")
 
 
 def load_task(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> data.Data:

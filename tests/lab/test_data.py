@@ -1,39 +1,44 @@
-"""gdtuo.lab.data: values that were written are the values that are read, and every damage is named."""
+"""gdtuo.lab.data: values that were written are read, from where they should be; what is missing is fetched or named."""
 
-import gzip
+import hashlib
 import os
-import struct
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from served import idx_file, idx_files, mirror
 
 from gdtuo.lab import data
+from gdtuo.lab.download import Source, sha256
 
 
-def write_idx(path, array, magic=None, cut=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    head = magic or bytes([0, 0, 8, array.ndim])
-    content = head + struct.pack(f">{array.ndim}i", *array.shape) + array.tobytes()
-    path.write_bytes(gzip.compress(content[: len(content) - cut]))
+def written(folder, name="mnist"):
+    """A folder of data, with one task."""
+    (folder / name).mkdir(parents=True)
+    for file, content in idx_files().items():
+        (folder / name / file).write_bytes(content)
+    return folder
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A data set in MNIST's layout: 5 training and 3 test images of 2 × 3 pixels, of known values."""
-    for split, count in (("train", 5), ("t10k", 3)):
-        images = np.arange(count * 6, dtype=np.uint8).reshape(count, 2, 3)
-        images[-1, -1, -1] = 255
-        write_idx(tmp_path / "mnist" / f"{split}-images-idx3-ubyte.gz", images)
-        write_idx(tmp_path / "mnist" / f"{split}-labels-idx1-ubyte.gz", np.arange(count, dtype=np.uint8))
-    return tmp_path
+    return written(tmp_path / "data")
 
 
-def test_read_idx_returns_what_was_written(tmp_path):
-    array = np.random.default_rng(0).integers(0, 256, (4, 300, 2), dtype=np.uint8)  # 300: a size of two bytes
-    write_idx(tmp_path / "a.gz", array)
-    assert np.array_equal(data.read_idx(tmp_path / "a.gz"), array)
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """Where no folder is named: a mirror of our own for both tasks, and an empty cache."""
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.delenv(data.FOLDER_VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    files = idx_files()
+    digests = {file: sha256(content) for file, content in files.items()}
+    with mirror(files) as only:
+        for name in list(data.SOURCES):
+            monkeypatch.setitem(data.SOURCES, name, Source((only.url,), digests))
+        yield only
 
 
 def test_idx_scales_and_flattens(folder):
@@ -47,45 +52,59 @@ def test_idx_scales_and_flattens(folder):
     assert read.train[torch.tensor([3, 1])].labels.tolist() == [3, 1]
 
 
-def test_folder_comes_from_argument_then_environment(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["mnist", "fashion"])
+def test_where_no_folder_is_named_what_is_missing_is_downloaded_once(served, tmp_path, name):
+    assert data.load(name).test.labels.tolist() == [0, 1, 2]
+    files = sorted(idx_files())
+    assert sorted(served.requests) == files
+    assert sorted(path.name for path in (tmp_path / "cache" / "gdtuo" / name).iterdir()) == files
+    data.load(name)
+    assert len(served.requests) == 4
+    (tmp_path / "cache" / "gdtuo" / name / files[2]).unlink()
+    torch.testing.assert_close(data.load(name).train.inputs[1], torch.tensor([6, 7, 8, 9, 10, 11]) / 255)
+    assert served.requests[4:] == [files[2]]
+
+
+def test_an_empty_variable_names_no_folder(served, monkeypatch):
+    monkeypatch.setenv(data.FOLDER_VARIABLE, "")
+    assert len(data.load("mnist").train) == 5
+    assert len(served.requests) == 4
+
+
+def test_folder_comes_from_argument_then_environment(served, folder, tmp_path, monkeypatch):
     monkeypatch.setenv(data.FOLDER_VARIABLE, str(folder))
     assert len(data.load("mnist").train) == 5
     with pytest.raises(FileNotFoundError, match="elsewhere"):
         data.load("mnist", tmp_path / "elsewhere")
+    monkeypatch.setenv(data.FOLDER_VARIABLE, str(tmp_path / "elsewhere"))
+    assert len(data.load("mnist", folder).train) == 5
+    with pytest.raises(FileNotFoundError, match="elsewhere"):
+        data.load("mnist")
+    assert served.requests == []
 
 
-def test_no_folder(monkeypatch):
-    monkeypatch.delenv(data.FOLDER_VARIABLE, raising=False)
-    with pytest.raises(FileNotFoundError, match=r"--data DIR or set GDTUO_DATA=DIR.*fashion/train-images-idx3-ubyte.gz"):
-        data.load("fashion")
-
-
-def test_missing_file_is_named(folder):
+@pytest.mark.parametrize("named", ["argument", "environment"])
+def test_a_named_folder_is_not_written_to_and_not_passed_over(served, folder, tmp_path, monkeypatch, named):
+    others = written(tmp_path / "cache" / "gdtuo")  # where the file would be found
     (folder / "mnist" / "t10k-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(FileNotFoundError, match=r"t10k-labels-idx1-ubyte.gz.*--data DIR or GDTUO_DATA=DIR"):
-        data.idx(folder, "mnist")
+    before = sorted(folder.rglob("*"))
+    monkeypatch.setenv(data.FOLDER_VARIABLE, str(folder if named == "environment" else others))
+    remedies = r"data/mnist/t10k-labels-idx1-ubyte.gz.*mnist/t10k-labels-.*--data DIR or GDTUO_DATA=DIR, or name none"
+    with pytest.raises(FileNotFoundError, match=remedies):
+        data.load("mnist", folder if named == "argument" else None)
+    assert sorted(folder.rglob("*")) == before
+    assert served.requests == []
 
 
-@pytest.mark.parametrize(
-    ("write", "message"),
-    [
-        (lambda path: write_idx(path, np.zeros(3, np.uint8), magic=b"\0\0\x0d\1"), "starts with 00 00 0d 01"),
-        (lambda path: write_idx(path, np.zeros(3, np.uint8), magic=b"\1\0\x08\1"), "starts with 01 00 08 01"),
-        (lambda path: write_idx(path, np.zeros(3, np.uint8), cut=1), r"holds 2 bytes.*\(3,\), which is 3"),
-        (lambda path: write_idx(path, np.zeros(0, np.uint8), cut=2), "ends within its header of 8 bytes"),
-        (lambda path: path.write_bytes(b"<html>not found</html>"), "not a whole gzip file"),
-        (lambda path: path.write_bytes(gzip.compress(bytes(1000))[:-9]), "not a whole gzip file"),
-    ],
-    ids=["type", "magic", "short", "header", "html", "cut"],
-)
-def test_damaged_file(tmp_path, write, message):
-    write(tmp_path / "a.gz")
-    with pytest.raises(ValueError, match=f"{message}.*Fetch the file again"):
-        data.read_idx(tmp_path / "a.gz")
+def test_a_download_that_fails_says_what_to_do(served, tmp_path):
+    served.answers = {}
+    with pytest.raises(OSError, match=r"(?s)give --data DIR, where DIR holds fashion/train-images-idx3.*HTTP Error 404"):
+        data.load("fashion")
+    assert not (tmp_path / "cache").exists()
 
 
 def test_images_and_labels_of_different_number(folder):
-    write_idx(folder / "mnist" / "train-labels-idx1-ubyte.gz", np.zeros(4, np.uint8))
+    (folder / "mnist" / "train-labels-idx1-ubyte.gz").write_bytes(idx_file(np.zeros(4, np.uint8)))
     with pytest.raises(ValueError, match="5 train images, but 4 labels"):
         data.idx(folder, "mnist")
 
@@ -123,6 +142,33 @@ def test_digits_without_scikit_learn(monkeypatch):
         data.digits()
 
 
+#: As torchvision publishes them, in torchvision/datasets/mnist.py.
+MD5 = {
+    "mnist": {
+        "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+        "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+        "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+        "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+    },
+    "fashion": {
+        "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+        "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+        "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+        "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+    },
+}
+
+
+def test_every_public_file_has_a_checksum_and_every_task_two_mirrors():
+    assert {name: set(source.files) for name, source in data.SOURCES.items()} == {name: set(MD5[name]) for name in MD5}
+    digests = [digest for source in data.SOURCES.values() for digest in source.files.values()]
+    assert len(set(digests)) == 8
+    assert all(len(bytes.fromhex(digest)) == 32 for digest in digests)
+    for source in data.SOURCES.values():
+        assert len(source.mirrors) == 2
+        assert all(url.startswith("http") and url.endswith("/") for url in source.mirrors)
+
+
 FOLDER = os.environ.get(data.FOLDER_VARIABLE)
 
 if FOLDER:  # .ci/run sets it where there are data; without, there is nothing to compare with
@@ -134,3 +180,10 @@ if FOLDER:  # .ci/run sets it where there are data; without, there is nothing to
         assert read.test.inputs.shape == (10000, 784)
         assert torch.bincount(read.test.labels).sum() == 10000
         assert read.train.labels.unique().tolist() == list(range(10))
+
+    @pytest.mark.parametrize("name", ["mnist", "fashion"])
+    def test_the_checksums_are_those_of_the_files_that_torchvision_downloads(name):
+        for file, digest in data.SOURCES[name].files.items():
+            content = (Path(FOLDER) / name / file).read_bytes()
+            assert hashlib.md5(content).hexdigest() == MD5[name][file]
+            assert sha256(content) == digest
