@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ..text import at_height, tower
 from .journal import Journal, Row, read, replace
 from .processes import in_processes
-from .tasks import Source
+from .tasks import Named
 from .training import Outcome, Start, train
 
 __all__ = ["Ablation", "Results", "open_folder", "run"]
@@ -53,7 +53,7 @@ class Ablation:
         together: how many cells at a time; None: the task's.
     """
 
-    source: Source
+    source: Named
     towers: tuple[str, ...]
     heights: tuple[int, ...] | None
     rates: tuple[float, ...]
@@ -109,7 +109,10 @@ def open_folder(folder: Path) -> Results:
     about = json.loads((folder / "ablation.json").read_text())
     epochs = about["epochs"]
     title = f"{about['task']}, {epochs} epoch{'s' * (epochs != 1)}"
-    return Results(title, about["metric"], read(folder / "results.csv"), read(folder / "learned.csv"))
+    rows = read(folder / "results.csv")
+    done = set(map(_cell, rows))
+    traces = [row for row in read(folder / "learned.csv") if _cell(row) in done]  # one is written before its row
+    return Results(title, about["metric"], rows, traces)
 
 
 def run(ablation: Ablation, folder: Path, processes: int) -> None:
@@ -147,7 +150,7 @@ def _claim(folder: Path, about: dict[str, str | int]) -> None:
             raise ValueError(f"{folder} holds an ablation with {name} {had.get(name)}, not {about.get(name)}. Name another --out")
 
 
-def _train(source: Source, epochs: int | None, cells: Sequence[Cell]) -> list[Outcome]:
+def _train(source: Named, epochs: int | None, cells: Sequence[Cell]) -> list[Outcome]:
     try:
         return train(source.load(), cells[0].tower, [Start(cell.lr, cell.seed) for cell in cells], epochs)
     except Exception as error:

@@ -125,9 +125,9 @@ def _count(text: str) -> int:
 def _ablate(chosen: argparse.Namespace) -> None:
     from .ablation import Ablation, run
     from .sweep import cores
-    from .tasks import Source
+    from .tasks import Named
 
-    source = Source(chosen.task, chosen.data, chosen.text)
+    source = Named(chosen.task, chosen.data, chosen.text)
     ablation = Ablation(source, tuple(chosen.tower), chosen.heights, chosen.lr, chosen.seeds, chosen.epochs, chosen.together)
     ablation.check()
     run(ablation, chosen.out, chosen.processes or cores())

@@ -13,13 +13,14 @@ from .figures import HEADLINE, pyplot, save
 from .journal import Row
 from .scales import AVERAGES, scale
 from .summary import by_tower, short
+from .training import BOUNDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["draw_learned"]
 
-Line: TypeAlias = dict[int, float]  # step -> median over the seeds
+Line: TypeAlias = dict[int, float]  # step -> median over seeds, and over tensors
 Lines: TypeAlias = dict[float, Line]  # of each initial rate
 MARGIN = 1.6  # of a logarithmic axis, a factor
 
@@ -62,10 +63,13 @@ def draw_learned(results: Results, path: Path) -> bool:
 
 
 def _panels(traces: Sequence[Row]) -> dict[tuple[str, str], Lines]:
-    """Of each tower and name that moved."""
+    """Of each tower and name that moved; what a tower learns for each tensor counts as one."""
     every: dict[tuple[str, str], dict[float, dict[int, list[float]]]] = {}
     for row in traces:
-        lines = every.setdefault((str(row["tower"]), str(row["name"])), {})
+        name = str(row["name"])
+        if name.endswith(BOUNDS):
+            continue
+        lines = every.setdefault((str(row["tower"]), "/".join(name.split("/")[:2])), {})
         lines.setdefault(float(row["lr"]), {}).setdefault(int(row["step"]), []).append(float(row["value"]))
     moved = {place: lines for place, lines in every.items() if any(_moves(points) for points in lines.values())}
     return {

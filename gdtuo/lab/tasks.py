@@ -19,7 +19,7 @@ from . import data
 from .characters import read_text
 from .recurrent import LENGTH, Characters, draw_chunks, validation_loss
 
-__all__ = ["TASKS", "Builtin", "Model", "Source", "Task", "classification"]
+__all__ = ["TASKS", "Builtin", "Model", "Named", "Task", "classification"]
 
 Batch: TypeAlias = Any  # a tensor, or tensors in tuples and dictionaries
 Model: TypeAlias = Callable[..., Any]  # a network, or a function that calls it with weights of its own
@@ -89,7 +89,7 @@ def classification(examples: data.Data, model: Callable[[], nn.Module], *, batch
 class Builtin(NamedTuple):
     """A task that has a name."""
 
-    make: Callable[[Source], Task]
+    make: Callable[[Named], Task]
     network: str
     needs: str
 
@@ -99,15 +99,15 @@ def _perceptron(*widths: int) -> Callable[[], nn.Module]:
     return lambda: nn.Sequential(nn.Linear(n, hidden), nn.Tanh(), nn.Linear(hidden, classes))
 
 
-def _digits(source: Source) -> Task:
+def _digits(source: Named) -> Task:
     return classification(data.load("digits"), _perceptron(64, 48, 10), batch=64, epochs=15, together=30)
 
 
-def _images(source: Source) -> Task:
+def _images(source: Named) -> Task:
     return classification(data.load(source.task, source.data), _perceptron(784, 128, 10), batch=256, epochs=5)
 
 
-def _characters(source: Source) -> Task:
+def _characters(source: Named) -> Task:
     if source.text is None:
         raise ValueError("The task char-rnn reads a text. Give --text FILE.")
     text = read_text(source.text)
@@ -135,7 +135,7 @@ TASKS = {
 
 
 @dataclass(frozen=True)
-class Source:
+class Named:
     """Where a task comes from: its name, or "module:function" of the user's own, and what it reads.
 
     Args:
@@ -166,7 +166,7 @@ class Source:
 
 
 @cache
-def _load(source: Source) -> Task:
+def _load(source: Named) -> Task:
     if source.task in TASKS:
         return TASKS[source.task].make(source)
     module, _, function = source.task.partition(":")
@@ -180,7 +180,9 @@ def _load(source: Source) -> Task:
         raise ValueError(f"the task {source.task!r} cannot be imported: {error}. Start it where {module}.py lies") from error
     except AttributeError as error:
         raise ValueError(f"the task {source.task!r}: {error}. Name a function of {module}") from error
-    task = make()
+    task = make() if callable(make) else make
     if not isinstance(task, Task):
-        raise ValueError(f"the task {source.task!r} is {type(task).__name__}. Let {function}() return a gdtuo.lab.tasks.Task")
+        raise ValueError(
+            f"the task {source.task!r} gives {type(task).__name__}. Name a function that returns a gdtuo.lab.tasks.Task"
+        )
     return task

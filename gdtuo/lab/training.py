@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from statistics import median
 from typing import NamedTuple
 
 import torch
@@ -13,9 +14,10 @@ from ..text import tower
 from .networks import networks
 from .tasks import Task
 
-__all__ = ["Outcome", "Start", "train"]
+__all__ = ["BOUNDS", "Outcome", "Start", "train"]
 
 POINTS = 40  # of a trace, at most
+BOUNDS = ("/min", "/max")  # of hyperparameters that each weight has
 KEY = re.compile(r"L(\d+)/g(\d+)/(\w+)")
 
 
@@ -37,8 +39,9 @@ class Outcome(NamedTuple):
 
     @property
     def learned_lr(self) -> float:
-        """The weights' learning rate at the end."""
-        return self.trace[max(self.trace)]["L0/lr"]
+        """The weights' learning rate at the end; of several, their median."""
+        last = self.trace[max(self.trace)]
+        return median(value for name, value in last.items() if name.startswith("L0/lr") and not name.endswith(BOUNDS))
 
 
 def train(task: Task, text: str, starts: Sequence[Start], epochs: int | None = None) -> list[Outcome]:
