@@ -1,5 +1,6 @@
 """The benchmarks measure what they say. No test here looks at how fast anything is."""
 
+import inspect
 import math
 import re
 import sys
@@ -21,11 +22,13 @@ from benchmarks import (
     schedulers,
     targets,
     timing,
+    together,
     trials,
     whole_training,
 )
 from benchmarks.compilation import Compilation
 from benchmarks.optimizers import BARE, BASELINES, CONTESTANTS, HEIGHTS, OPTIMIZERS, PUBLISHED, driver, tower_name
+from gdtuo.lab.tasks import Named
 
 # ---------------------------------------------------------------- timing
 
@@ -603,3 +606,23 @@ def test_without_a_gpu_one_is_told_what_runs(capsys, monkeypatch):
         device.main([])
     assert stop.value.code == 2
     assert "--device cpu" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- together
+
+
+def test_cells_together_are_timed_by_the_cell(capsys, monkeypatch):
+    monkeypatch.setattr(together, "interleave", lambda steps, repetitions: {n: timing.Timing(6e-4, 6e-4, 6e-4) for n in steps})
+    monkeypatch.delenv("GDTUO_DATA", raising=False)
+    together.main(["--quick"])
+    printed = capsys.readouterr().out
+    assert re.search(r"^digits +600 +1\.00 +200 +3\.00 +60 +10\.00$", printed, re.M)
+
+
+def test_a_step_together_trains_every_cell():
+    step = together._step(Named("digits"), 3)
+    step()
+    weights = inspect.getclosurevars(step).nonlocals["nets"]
+    before = [weights.weights(k)[0].detach().clone() for k in range(3)]
+    step()
+    assert all(not torch.equal(old, weights.weights(k)[0]) for k, old in enumerate(before))

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from gdtuo.lab import ablation, cli, tasks
+from gdtuo.lab.journal import read
+
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "docs" / "whole-training.md"
 SCHEDULERS = ROOT / "docs" / "schedulers.md"
+LAB = ROOT / "docs" / "lab.md"
 
 
 def tensors(tree):
@@ -97,7 +102,9 @@ def test_the_check_passes(session):
     assert {row.name.partition(",")[0] for row in session["checked"].rows} == {"hyper['l2']", "hyper['optimizer']['beta1']"}
 
 
-@pytest.mark.parametrize(("guide", "least"), [(GUIDE, 16), (SCHEDULERS, 1)], ids=lambda guide: getattr(guide, "stem", ""))
+@pytest.mark.parametrize(
+    ("guide", "least"), [(GUIDE, 16), (SCHEDULERS, 1), (LAB, 2)], ids=lambda guide: getattr(guide, "stem", "")
+)
 def test_what_the_guide_points_at_exists(guide, least):
     text = guide.read_text()
     headings = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^## (.*)$", text, re.M)}
@@ -134,3 +141,38 @@ def test_schedulers_compose_as_the_guide_says(tmp_path, monkeypatch):
         session["scheduler"].step()
         assert loss.item() == pytest.approx(expected, rel=1e-4)
     assert plain.param_groups[0]["lr"] == effective[-1]
+
+
+def test_the_lab_does_what_its_guide_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    session = run(LAB, 3)
+    low, good = session["outcomes"]
+    assert 3e-5 < low.learned_lr < good.learned_lr
+    assert good.error < 0.05
+    assert session["rows"] == [{"width": 8, "parameters": 25}, {"width": 16, "parameters": 49}]
+    (tmp_path / "my_tasks.py").write_text(re.findall(r"```python\n(.*?)```", LAB.read_text(), re.DOTALL)[0])
+    command = [
+        "ablate",
+        "--task",
+        "my_tasks:parabola",
+        "--tower",
+        "adam/sgd",
+        "--epochs",
+        "1",
+        "--out",
+        "run",
+        "--processes",
+        "1",
+    ]
+    monkeypatch.syspath_prepend(tmp_path)
+    cli.main([*command, "--processes", "1"])
+    monkeypatch.delitem(sys.modules, "my_tasks")
+    assert len(read(tmp_path / "run" / "results.csv")) == 1
+
+
+def test_the_lab_s_table_lists_its_tasks():
+    text = LAB.read_text()
+    listed = {name for line in re.findall(r"^\| (`[^|]*`) \|", text, re.M) for name in re.findall(r"`([\w-]+)`", line)}
+    assert listed >= set(tasks.TASKS)
+    for name in ("tower", "height", "lr", "seed", *ablation.FOUND):
+        assert re.search(rf"[`, ]{name}[`, ]", text), name

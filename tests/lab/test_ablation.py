@@ -24,11 +24,11 @@ from gdtuo.lab.tasks import Named
 from gdtuo.lab.training import Start, train
 
 sys.path.insert(0, str(Path(__file__).parent))
-import my_tasks
+import own_tasks
 
 HERE = Path(__file__).parent
 GRID = ["--tower", "adam/sgd", "--heights", "0:2", "--lr", "1e-4:1e-1:4", "--seeds", "2"]
-SLOW = ["--task", "my_tasks:slow_blobs", *GRID]
+SLOW = ["--task", "own_tasks:slow_blobs", *GRID]
 
 
 def start(*arguments, **environment):
@@ -66,7 +66,7 @@ def test_every_cell_has_its_row(whole):
     assert {(row["tower"], row["lr"], row["seed"]) for row in rows} == grid
     assert all(row["height"] == row["tower"].count("/") for row in rows)
     for row in rows[::5]:
-        (alone,) = train(my_tasks.slow_blobs(), row["tower"], [Start(row["lr"], row["seed"])])
+        (alone,) = train(own_tasks.slow_blobs(), row["tower"], [Start(row["lr"], row["seed"])])
         assert row["error"] == pytest.approx(alone.error, abs=1e-9)
         assert row["loss"] == pytest.approx(alone.loss, rel=1e-9)
         assert row["learned_lr"] == pytest.approx(alone.learned_lr, rel=1e-9)
@@ -125,7 +125,7 @@ def test_interrupted_and_killed_and_started_again_it_is_as_if_nothing_had_been(w
 
 def test_nothing_is_trained_again(whole, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(HERE)
-    small = ["--task", "my_tasks:blobs", "--tower", "sgd/sgd", "--lr", "0.1,0.2"]
+    small = ["--task", "own_tasks:blobs", "--tower", "sgd/sgd", "--lr", "0.1,0.2"]
     first = ablate(tmp_path, *small)
     trained = []
     monkeypatch.setattr(
@@ -140,9 +140,9 @@ def test_nothing_is_trained_again(whole, tmp_path, monkeypatch):
 
 def test_another_ablation_s_folder_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(HERE)
-    ablate(tmp_path, "--task", "my_tasks:blobs", "--tower", "sgd")
+    ablate(tmp_path, "--task", "own_tasks:blobs", "--tower", "sgd")
     before = table(tmp_path / "results.csv")
-    for other in (["--task", "my_tasks:square"], ["--task", "my_tasks:blobs", "--epochs", "2"]):
+    for other in (["--task", "own_tasks:square"], ["--task", "own_tasks:blobs", "--epochs", "2"]):
         with pytest.raises(SystemExit) as error:
             ablate(tmp_path, *other, "--tower", "sgd")
         assert error.value.code == 2
@@ -152,7 +152,7 @@ def test_another_ablation_s_folder_is_refused(tmp_path, monkeypatch, capsys):
 
 def test_divergence_is_a_result(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(HERE)
-    found = ablate(tmp_path, "--task", "my_tasks:square", "--tower", "sgd/sgd", "--heights", "0:1", "--lr", "0.1,1e200")
+    found = ablate(tmp_path, "--task", "own_tasks:square", "--tower", "sgd/sgd", "--heights", "0:1", "--lr", "0.1,1e200")
     assert [row["diverged"] for row in found.rows] == [0, 1, 0, 1]
     printed = capsys.readouterr().out
     assert re.search(r"^sgd +[\d.e-]+ +inf\*$", printed, re.M)
@@ -165,7 +165,7 @@ def test_towers_may_be_compared_as_they_are(tmp_path, monkeypatch):
     found = ablate(
         tmp_path,
         "--task",
-        "my_tasks:blobs",
+        "own_tasks:blobs",
         "--tower",
         "adam(per='tensor')/sgd",
         "--tower",
@@ -277,7 +277,7 @@ GOOD = {"--task": "digits", "--tower": "adam/sgd", "--out": "never"}
     ("change", "remedy"),
     [
         ({"--task": "digit"}, "Use digits, mnist"),
-        ({"--task": "my_tasks:nope"}, "Name a function of my_tasks"),
+        ({"--task": "own_tasks:nope"}, "Name a function of own_tasks"),
         ({"--tower": "adm"}, "There are adafactor, adagrad, adam"),
         ({"--tower": "adam/"}, "Write levels bottom first"),
         ({"--tower": ""}, "Write levels bottom first"),
@@ -318,11 +318,11 @@ def test_other_bad_arguments(arguments, capsys):
 def test_a_task_that_fails_says_which_cell_and_shows_where(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(HERE)
     with pytest.raises(SystemExit) as error:
-        ablate(tmp_path, "--task", "my_tasks:broken", "--tower", "adam", "--lr", "0.5")
+        ablate(tmp_path, "--task", "own_tasks:broken", "--tower", "adam", "--lr", "0.5")
     said = capsys.readouterr().err
     assert error.value.code == 1
     assert "training adam from lr 0.5, seed 0 failed: KeyError: 'no such key'" in said
-    assert "my_tasks.py" in said
+    assert "own_tasks.py" in said
 
 
 def test_tasks_are_listed(capsys):

@@ -14,7 +14,7 @@ from gdtuo.lab.tasks import Named
 from gdtuo.lab.training import POINTS, Start, train
 
 sys.path.insert(0, str(Path(__file__).parent))
-import my_tasks
+import own_tasks
 
 TOWERS = ["adam", "adam/sgd/sgd", "sgd(momentum=0.9, learn='all')/adam", "adam(per='tensor')/sgd", "adafactor/sgd"]
 STARTS = [Start(lr, seed) for seed in (0, 5) for lr in (1e-4, 1e-2, 1.0)]
@@ -22,9 +22,9 @@ STARTS = [Start(lr, seed) for seed in (0, 5) for lr in (1e-4, 1e-2, 1.0)]
 
 def by_hand(text, start, epochs=4):
     """Error, mean loss of the last epoch, and the hyperparameters after each step, in a loop without the lab."""
-    data = my_tasks._blobs()
+    data = own_tasks._blobs()
     torch.manual_seed(start.seed)
-    model = my_tasks._network()
+    model = own_tasks._network()
     optimizer = gdtuo.tower(text).bind([{"params": list(model.parameters()), "lr": start.lr}])
     generator = torch.Generator().manual_seed(start.seed)
     seen = [optimizer.hyperparameters()]
@@ -56,49 +56,49 @@ def agree(outcome, text, start, tolerance):
 
 @pytest.mark.parametrize("text", TOWERS)
 def test_alone(text):
-    (outcome,) = train(my_tasks.blobs(), text, STARTS[1:2])
+    (outcome,) = train(own_tasks.blobs(), text, STARTS[1:2])
     agree(outcome, text, STARTS[1], 1e-13)
 
 
 @pytest.mark.parametrize("text", TOWERS)
 def test_together_over_seeds_and_rates(text):
-    for outcome, start in zip(train(my_tasks.blobs(), text, STARTS), STARTS, strict=True):
+    for outcome, start in zip(train(own_tasks.blobs(), text, STARTS), STARTS, strict=True):
         agree(outcome, text, start, 1e-9)
 
 
 def test_together_over_rates_of_one_seed():
-    for outcome, start in zip(train(my_tasks.blobs(), "adam/sgd/sgd", STARTS[:3]), STARTS[:3], strict=True):
+    for outcome, start in zip(train(own_tasks.blobs(), "adam/sgd/sgd", STARTS[:3]), STARTS[:3], strict=True):
         agree(outcome, "adam/sgd/sgd", start, 1e-9)
 
 
 def test_a_cell_that_diverges_leaves_the_others_alone():
     starts = [Start(0.1, 0), Start(1e200, 0), Start(0.1, 1)]
-    outcomes = train(my_tasks.squares(), "sgd/sgd", starts)
+    outcomes = train(own_tasks.squares(), "sgd/sgd", starts)
     assert [outcome.diverged for outcome in outcomes] == [False, True, False]
     assert outcomes[1].skipped > 0
     for k in (0, 2):
-        (alone,) = train(my_tasks.square(), "sgd/sgd", starts[k : k + 1])
+        (alone,) = train(own_tasks.square(), "sgd/sgd", starts[k : k + 1])
         assert outcomes[k].error == pytest.approx(alone.error, rel=1e-10)
         assert outcomes[k].loss == pytest.approx(alone.loss, rel=1e-10)
 
 
 def test_divergence_is_an_outcome():
-    (outcome,) = train(my_tasks.square(), "sgd", [Start(1e200, 0)])
+    (outcome,) = train(own_tasks.square(), "sgd", [Start(1e200, 0)])
     assert outcome.diverged
     assert math.isnan(outcome.error)
     assert not math.isfinite(outcome.loss)
-    (outcome,) = train(my_tasks.blobs(), "adam", [Start(1e308, 0)])
+    (outcome,) = train(own_tasks.blobs(), "adam", [Start(1e308, 0)])
     assert outcome.error == 100  # outputs that are not finite are wrong
 
 
 def test_epochs_may_be_others():
-    (outcome,) = train(my_tasks.blobs(), "adam/sgd", [Start(0.01, 0)], epochs=2)
+    (outcome,) = train(own_tasks.blobs(), "adam/sgd", [Start(0.01, 0)], epochs=2)
     assert max(outcome.trace) == 6
     assert outcome.error == pytest.approx(by_hand("adam/sgd", Start(0.01, 0), epochs=2)[0], abs=1e-9)
 
 
 def test_a_long_run_s_trace_is_thinned_out_evenly():
-    (outcome,) = train(my_tasks.blobs(), "sgd/sgd", [Start(0.01, 0)], epochs=50)
+    (outcome,) = train(own_tasks.blobs(), "sgd/sgd", [Start(0.01, 0)], epochs=50)
     steps = list(outcome.trace)
     assert (steps[0], steps[-1]) == (0, 150)
     assert POINTS / 2 - 1 <= len(steps) <= POINTS + 1
@@ -110,7 +110,7 @@ def test_a_long_run_s_trace_is_thinned_out_evenly():
 @pytest.mark.parametrize(("name", "message"), [("dropout", "random"), ("buffers", "together=1")])
 def test_what_vmap_cannot_do_is_refused(name, message):
     with pytest.raises((ValueError, RuntimeError), match=message):
-        train(getattr(my_tasks, name)(), "sgd", [Start(0.1, 0), Start(0.2, 0)])
+        train(getattr(own_tasks, name)(), "sgd", [Start(0.1, 0), Start(0.2, 0)])
 
 
 def test_the_digits_are_those_of_a_plain_loop():

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 def test_a_task_is_made_once():
     assert Named("digits").load() is Named("digits").load()
-    assert Named("my_tasks:blobs").load().metric == "test error, %"
+    assert Named("own_tasks:blobs").load().metric == "test error, %"
 
 
 @pytest.mark.parametrize(
@@ -23,9 +23,9 @@ def test_a_task_is_made_once():
     [
         ("digit", "Use digits, mnist, fashion, char-rnn, or module:function"),
         ("no_such_module:task", "Start it where no_such_module.py lies"),
-        ("my_tasks:no_such_function", "Name a function of my_tasks"),
-        ("my_tasks:nothing", "Name a function that returns a gdtuo.lab.tasks.Task"),
-        ("my_tasks:not_a_function", "Name a function that returns a gdtuo.lab.tasks.Task"),
+        ("own_tasks:no_such_function", "Name a function of own_tasks"),
+        ("own_tasks:nothing", "Name a function that returns a gdtuo.lab.tasks.Task"),
+        ("own_tasks:not_a_function", "Name a function that returns a gdtuo.lab.tasks.Task"),
         ("char-rnn", "Give --text FILE"),
     ],
 )
