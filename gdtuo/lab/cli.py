@@ -43,9 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     try:
         chosen.command(chosen)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         chosen.parser.error(f"{error}. The lab takes packages of its own: pip install 'gdtuo[lab]'")
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         chosen.parser.error(" ".join(str(error).split()))
     except KeyboardInterrupt:
         chosen.parser.exit(130, "\nInterrupted. Finished cells are kept: the same command goes on.\n")
@@ -124,9 +124,11 @@ def _count(text: str) -> int:
 
 def _ablate(chosen: argparse.Namespace) -> None:
     from .ablation import Ablation, run
+    from .figures import pyplot
     from .sweep import cores
     from .tasks import Named
 
+    pyplot()  # what is missing is said before anything is trained
     source = Named(chosen.task, chosen.data, chosen.text)
     ablation = Ablation(source, tuple(chosen.tower), chosen.heights, chosen.lr, chosen.seeds, chosen.epochs, chosen.together)
     ablation.check()

@@ -102,7 +102,7 @@ def digits(seed: int = 0, test: int = 360) -> Data:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError("The digits come with scikit-learn, which is missing: pip install 'gdtuo[examples]'.") from error
+        raise ImportError("The digits come with scikit-learn, which is missing: pip install 'gdtuo[lab]'.") from error
     bunch = load_digits()
     inputs = torch.as_tensor(bunch.data / 16.0, dtype=torch.float32)
     labels = torch.as_tensor(bunch.target, dtype=torch.int64)

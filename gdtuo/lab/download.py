@@ -95,7 +95,7 @@ def _download(url: str, digest: str, timeout: float) -> bytearray:
     try:
         from tqdm import tqdm
     except ImportError as error:
-        raise ImportError("The bar of a download comes with tqdm, which is missing: pip install 'gdtuo[examples]'.") from error
+        raise ImportError("The bar of a download comes with tqdm, which is missing: pip install 'gdtuo[lab]'.") from error
     print(f"Fetching {url}", file=sys.stderr, flush=True)
     content = bytearray()
     with urlopen(url, timeout=timeout) as response:

@@ -315,6 +315,17 @@ def test_other_bad_arguments(arguments, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize("package", ["tqdm", "matplotlib"])
+def test_a_package_that_is_missing_is_named_with_the_remedy(package, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules[{package!r}] = None\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{HERE.parent.parent}"}
+    command = [sys.executable, "-m", "gdtuo", "ablate", "--task", "digits", "--tower", "adam", "--out", tmp_path / "run"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 2
+    assert "pip install 'gdtuo[lab]'" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_task_that_fails_says_which_cell_and_shows_where(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(HERE)
     with pytest.raises(SystemExit) as error:
