@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 import gdtuo
-from gdtuo.lab import data, options
+from gdtuo.lab import data, figures, options
 
 STARTS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 BATCH = 64
@@ -95,17 +96,9 @@ def print_table(runs: dict[tuple[str, float], list[Run]], title: str) -> None:
 
 def draw(runs: dict[tuple[str, float], list[Run]], every: int, steps: int, tower_name: str, title: str, out: str) -> None:
     """Left: the learning rate over time, a line for each start. Right: the test error by start, plain and tower."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")  # a picture in a file needs no display
-    import matplotlib.pyplot as plt
-
-    blue, orange = "#0072b2", "#d55e00"  # a pair that colour-blind readers tell apart (Okabe, Ito)
-    plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True})
-    plt.rcParams.update({"grid.alpha": 0.25, "axes.axisbelow": True, "axes.titlelocation": "left", "axes.titlesize": 12})
-    plt.rcParams.update({"figure.constrained_layout.w_pad": 0.12, "figure.constrained_layout.h_pad": 0.08})
+    plt = figures.pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
-    shades = mpl.colormaps["viridis"]
+    shades = plt.colormaps["viridis"]
     for i, lr in enumerate(STARTS):
         rates = runs["tower", lr][0].rates
         times = [min(every * k, steps) for k in range(len(rates))]
@@ -115,7 +108,10 @@ def draw(runs: dict[tuple[str, float], list[Run]], every: int, steps: int, tower
     left.set(yscale="log", xlabel="training step", ylabel="Adam's learning rate", xlim=(0, steps))
     left.set_title("The tower moves the learning rate by itself")
 
-    for name, color, label, marker in (("plain", orange, "plain Adam", "s"), ("tower", blue, f"{tower_name}, a tower", "o")):
+    for name, color, label, marker in (
+        ("plain", figures.ORANGE, "plain Adam", "s"),
+        ("tower", figures.BLUE, f"{tower_name}, a tower", "o"),
+    ):
         errors = [[run.error for run in runs[name, lr]] for lr in STARTS]
         right.plot(STARTS, [mean(e) for e in errors], color=color, marker=marker, linewidth=2, label=label)
         right.fill_between(STARTS, [min(e) for e in errors], [max(e) for e in errors], color=color, alpha=0.2, linewidth=0)
@@ -127,9 +123,8 @@ def draw(runs: dict[tuple[str, float], list[Run]], every: int, steps: int, tower
     band = f"mean and range of {seeds} seeds" if seeds > 1 else None
     right.legend(frameon=False, loc="upper right", title=band, alignment="left")
     right.set_title("so a start that is far too low costs little")
-    figure.suptitle(f"{tower_name} on {title}", x=0.01, ha="left", fontsize=13, fontweight="bold")
-    figure.savefig(out, dpi=150)
-    plt.close(figure)
+    figure.suptitle(f"{tower_name} on {title}", **figures.HEADLINE)
+    figures.save(figure, Path(out))
 
 
 def main() -> None:

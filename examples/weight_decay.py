@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 import gdtuo
-from gdtuo.lab import data, options
+from gdtuo.lab import data, figures, options
 
 GRID = (0.0, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 EXAMPLES = 200  # to train on, and as many again to validate on
@@ -110,24 +111,16 @@ def print_table(runs: dict[float | None, list[Run]]) -> None:
 
 def draw(runs: dict[float | None, list[Run]], out: str) -> None:
     """Left: the weight decay over time. Right: the validation loss over time, learned against fixed values."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")  # a picture in a file needs no display
-    import matplotlib.pyplot as plt
-
-    blue, orange, green = "#0072b2", "#d55e00", "#009e73"  # colour-blind readers tell them apart (Okabe, Ito)
-    plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True})
-    plt.rcParams.update({"grid.alpha": 0.25, "axes.axisbelow": True, "axes.titlelocation": "left", "axes.titlesize": 12})
-    plt.rcParams.update({"figure.constrained_layout.w_pad": 0.12, "figure.constrained_layout.h_pad": 0.08})
+    plt = figures.pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     best, epochs = best_of(runs), range(1, len(runs[None][0].decay) + 1)
 
     for k, run in enumerate(runs[None]):
-        left.plot(epochs, run.decay, color=blue, linewidth=2, alpha=1 - 0.3 * k, label=f"learned, seed {k}")
+        left.plot(epochs, run.decay, color=figures.BLUE, linewidth=2, alpha=1 - 0.3 * k, label=f"learned, seed {k}")
     for decay in GRID[1:]:
         chosen = decay == best
-        left.axhline(decay, color=green if chosen else "0.75", linewidth=2 if chosen else 1, linestyle="--", zorder=1)
-    left.text(1, best * 1.12, "best of the grid", color=green, va="bottom")
+        left.axhline(decay, color=figures.GREEN if chosen else "0.75", linewidth=2 if chosen else 1, linestyle="--", zorder=1)
+    left.text(1, best * 1.12, "best of the grid", color=figures.GREEN, va="bottom")
     left.set(yscale="log", xlabel="epoch", ylabel="weight decay", xlim=(0, len(epochs)), ylim=(2e-5, 2e-1))
     left.set_title("Validation data raise the weight decay")
     left.legend(frameon=False, loc="lower right")
@@ -138,21 +131,16 @@ def draw(runs: dict[float | None, list[Run]], out: str) -> None:
     for decay in sorted(set(GRID) - {0.0, best}):
         right.plot(epochs, validation(decay), color="0.8", linewidth=1)
     right.plot([], [], color="0.8", linewidth=1, label="fixed: others of the grid (0.1 is above)")
-    right.plot(epochs, validation(0.0), color=orange, linewidth=2, linestyle=":", label="no weight decay")
-    right.plot(epochs, validation(best), color=green, linewidth=2, linestyle="--", label=f"fixed at {best:g}, best of the grid")
-    right.plot(epochs, validation(None), color=blue, linewidth=2, label="learned in one run from 0.0001")
+    right.plot(epochs, validation(0.0), color=figures.ORANGE, linewidth=2, linestyle=":", label="no weight decay")
+    right.plot(
+        epochs, validation(best), color=figures.GREEN, linewidth=2, linestyle="--", label=f"fixed at {best:g}, best of the grid"
+    )
+    right.plot(epochs, validation(None), color=figures.BLUE, linewidth=2, label="learned in one run from 0.0001")
     right.set(xlabel="epoch", ylabel="validation loss", xlim=(0, len(epochs)), ylim=(0.5, 1.6))
     right.set_title("until overfitting is gone")
     right.legend(frameon=False, loc="upper right")
-    figure.suptitle(
-        f"{EXAMPLES} digits, {WRONG} of them with random labels: weight decay matters",
-        x=0.01,
-        ha="left",
-        fontsize=13,
-        fontweight="bold",
-    )
-    figure.savefig(out, dpi=150)
-    plt.close(figure)
+    figure.suptitle(f"{EXAMPLES} digits, {WRONG} of them with random labels: weight decay matters", **figures.HEADLINE)
+    figures.save(figure, Path(out))
 
 
 def main() -> None:
