@@ -16,9 +16,9 @@ After Franceschi et al. 2017, section 5.2 (there with the classes of CIFAR).
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +27,18 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 import gdtuo
-from gdtuo.lab import data, options
+from gdtuo.lab import data, figures
+from gdtuo.lab.experiment import Sizes, experiment
+
+
+class Size(NamedTuple):
+    """Of the experiment."""
+
+    iterations: int  # steps of A and rho
+    seeds: int
+
+
+SIZES = Sizes(Size(25, 3), Size(25, 3))
 
 POSITIONS: dict[str, Callable[[Tensor], Tensor]] = {  # of images [n, side, side]
     "upright": lambda images: images,
@@ -68,6 +79,17 @@ class Outcome(NamedTuple):
     relations: Tensor  # A
     loss: float  # on the test sets, mean of the tasks
     error: float  # in percent
+
+
+class Row(NamedTuple):
+    """A line of the table of numbers."""
+
+    tasks: str
+    seed: int
+    a_inside_groups: float
+    a_between_groups: float
+    test_loss: float
+    test_error: float
 
 
 def see(task: str, images: Tensor) -> Tensor:
@@ -124,46 +146,43 @@ def relate(way: str, training: Sets, validation: Sets, test: Sets, iterations: i
     return Outcome(tied * hyper["a"].detach(), cross_entropy(scores, test.labels).item(), error)
 
 
-def compare(task: data.Data, seeds: int, iterations: int) -> dict[str, list[Outcome]]:
+def compare(task: data.Data, size: Size) -> dict[str, list[Outcome]]:
     """Every way to relate the tasks, for every seed."""
     outcomes: dict[str, list[Outcome]] = {name: [] for name in WAYS}
     half = len(task.train) // 2
-    progress = tqdm([(seed, name) for seed in range(seeds) for name in WAYS], unit="run")
+    progress = tqdm([(seed, name) for seed in range(size.seeds) for name in WAYS], unit="run")
     for seed, name in progress:
         progress.set_description(name)
         torch.manual_seed(seed)  # the same examples for every name
         training, validation = look(task.train[:half], TRAINING), look(task.train[half:], VALIDATION)
-        outcomes[name].append(relate(name, training, validation, look(task.test, TEST), iterations))
+        outcomes[name].append(relate(name, training, validation, look(task.test, TEST), size.iterations))
     return outcomes
 
 
 # ---------------------------------------------------------------- what comes out
 
 
+def row(name: str, seed: int, run: Outcome) -> Row:
+    inside, between = ((run.relations * which).sum().item() / which.sum().item() for which in (ALIKE, OTHERS - ALIKE))
+    return Row(name, seed, inside, between, run.loss, run.error)
+
+
 def print_table(outcomes: dict[str, list[Outcome]], title: str) -> None:
     print(f"\n{title}; mean of {len(outcomes['learned'])} seeds")
     print(f"{'tasks':>16}  {'A inside groups':>15}  {'A between groups':>16}  {'test loss':>9}  {'test error %':>12}")
     for name, runs in outcomes.items():
-        loss, error = torch.tensor([run[1:] for run in runs]).mean(0).tolist()
-        a = torch.stack([run.relations for run in runs]).mean(0)
-        inside, between = ((a * which).sum() / which.sum() for which in (ALIKE, OTHERS - ALIKE))
+        rows = [row(name, seed, run)[2:] for seed, run in enumerate(runs)]
+        inside, between, loss, error = torch.tensor(rows, dtype=torch.float64).mean(0).tolist()
         print(f"{name:>16}  {inside:15.4f}  {between:16.4f}  {loss:9.3f}  {error:12.1f}")
 
 
-def draw(outcomes: dict[str, list[Outcome]], example: Tensor, title: str, out: str) -> None:
+def draw(outcomes: dict[str, list[Outcome]], example: Tensor, title: str, out: Path) -> None:
     """Left: the learned relations, beside one example as the tasks see it. Right: test errors."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")  # a picture in a file needs no display
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
-    plt.rcParams.update({"grid.alpha": 0.25, "axes.axisbelow": True, "axes.titlelocation": "left", "axes.titlesize": 12})
-    plt.rcParams.update({"figure.constrained_layout.w_pad": 0.12, "figure.constrained_layout.h_pad": 0.08})
+    plt = figures.pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained", width_ratios=(1.3, 1))
-
     a = torch.stack([run.relations for run in outcomes["learned"]]).mean(0)
     image = left.imshow(a, cmap="Blues", vmin=0)
+    left.grid(False)
     figure.colorbar(image, ax=left, label="A: strength of the tie", shrink=0.8)
     for row, task in enumerate(TASKS):
         thumbnail = left.inset_axes((-1.55, row - 0.45, 0.9, 0.9), transform=left.transData)
@@ -179,35 +198,25 @@ def draw(outcomes: dict[str, list[Outcome]], example: Tensor, title: str, out: s
     for bar, name in enumerate(names):
         errors = [run.error for run in outcomes[name]]
         height = sum(errors) / len(errors)
-        right.bar(bar, height, color="#0072b2" if name == "learned" else "0.75", width=0.65)
+        right.bar(bar, height, color=figures.BLUE if name == "learned" else "0.75", width=0.65)
         right.plot([bar] * len(errors), errors, ".", color="0.25")
         right.text(bar, max(errors) + 1, f"{height:.1f}", ha="center")
     right.set_xticks(range(len(names)), ["\n".join(name.rsplit(" ", 1)) for name in names])
     right.set(ylabel="test error, %")
     right.margins(y=0.12)
-    right.grid(axis="y")
+    right.grid(False, axis="x")
     right.set_title("and then they help each other")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
-    figure.savefig(out, dpi=150)
-    plt.close(figure)
+    figures.save(figure, out, title)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_task(parser)
-    parser.add_argument("--iterations", type=int, default=25, help="steps of A and rho (default: 25)")
-    parser.add_argument("--seeds", type=int, default=3, help="default: 3")
-    parser.add_argument("--out", default="task_relations.png", help="where the picture goes (default: task_relations.png)")
-    arguments = parser.parse_args()
-    options.at_least_1(parser, arguments, "iterations", "seeds")
-    task = options.load_task(parser, arguments)
-
-    torch.set_num_threads(1)  # threads cost more than they bring with matrices this small
-    outcomes = compare(task, arguments.seeds, arguments.iterations)
-    title = f"{arguments.task}: {COUNT} cameras with {TRAINING} training examples each"
+    chosen = experiment(__file__, __doc__, SIZES, iterations="steps of A and rho", seeds="how many choices of examples")
+    outcomes = compare(chosen.task, chosen.size)
+    title = f"{chosen.name}: {COUNT} cameras with {TRAINING} training examples each"
     print_table(outcomes, title)
-    draw(outcomes, images_of(task.test[task.test.labels == 6])[:1], title, arguments.out)
-    print(f"\nThe picture: {arguments.out}")
+    test = chosen.task.test
+    draw(outcomes, images_of(test[test.labels == 6])[:1], title, chosen.out)
+    chosen.finish([row(name, seed, run) for name, runs in outcomes.items() for seed, run in enumerate(runs)])
 
 
 if __name__ == "__main__":

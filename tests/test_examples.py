@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from idx_files import write_small_mnist
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -29,6 +30,25 @@ def rows(text, first):
     return {
         match[1]: [float(number) for number in match[2].split()[:3]] for match in re.finditer(rf"^ *({first})  (.*)$", text, re.M)
     }
+
+
+def read_csv(path):
+    """The rows of a CSV file, numbers as floats."""
+    with path.open(encoding="utf-8") as file:
+        return [{name: number(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def number(text):
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def assert_printed(printed, measured, decimals):
+    """What is printed is what the CSV file says, rounded."""
+    for value, exact, places in zip(printed, measured, decimals, strict=True):
+        assert abs(value - exact) <= 0.51 * 10**-places + 1e-5 * abs(exact)
 
 
 def assert_picture(path):
@@ -88,19 +108,27 @@ def test_weight_decay(tmp_path):
 
 
 def test_hyper_cleaning(tmp_path):
-    result = run("hyper_cleaning.py", "--iterations", 15, "--seeds", 1, "--out", tmp_path / "a.png")
+    result = run("hyper_cleaning.py", "--iterations", 15, "--seeds", 1, "--out", tmp_path / "a.png", "--csv", tmp_path / "a.csv")
     assert result.returncode == 0, result.stderr
-    (_, _, baseline), *cleaned, (_, _, oracle) = rows(result.stdout, r"all labels.*?|cleaned, R = \d+|right labels.*?").values()
+    table = rows(result.stdout, r"all labels.*?|cleaned, R = \d+|right labels.*?")
+    (_, _, baseline), *cleaned, (_, _, oracle) = table.values()
     assert len(cleaned) == 3
     for flagged, f1, accuracy in cleaned:
-        assert 250 < flagged < 350  # 330 labels are wrong
+        assert 280 < flagged < 400  # 359 labels are wrong
         assert f1 > 0.9
         assert accuracy > baseline + 0.6 * (oracle - baseline)
+    measured = read_csv(tmp_path / "a.csv")
+    for name, line in table.items():
+        *before, last = [row for row in measured if row["trained_on"] == name]
+        assert_printed(line, (last["flagged"], last["f1"], last["accuracy_alone"]), (0, 3, 2))
+        if name.startswith("cleaned"):
+            assert [row["iteration"] for row in before] == list(range(15))
+            assert before[-1]["validation_loss"] < 0.8 * before[0]["validation_loss"]
     assert_picture(tmp_path / "a.png")
 
 
 def test_task_relations(tmp_path):
-    result = run("task_relations.py", "--iterations", 10, "--seeds", 1, "--out", tmp_path / "a.png")
+    result = run("task_relations.py", "--iterations", 10, "--seeds", 1, "--out", tmp_path / "a.png", "--csv", tmp_path / "a.csv")
     assert result.returncode == 0, result.stderr
     table = rows(result.stdout, "separate|all tied equally|learned|groups known")
     inside, between, loss = table["learned"]
@@ -109,18 +137,27 @@ def test_task_relations(tmp_path):
     assert loss < 0.7 * min(table["separate"][2], table["all tied equally"][2])
     assert loss < 1.1 * table["groups known"][2]
     assert table["separate"][:2] == [0, 0]
+    for row in read_csv(tmp_path / "a.csv"):
+        assert_printed(table[row["tasks"]], [row[name] for name in list(row)[2:5]], (4, 4, 3))
     assert_picture(tmp_path / "a.png")
 
 
 def test_realtime(tmp_path):
-    result = run("realtime.py", "--steps", 400, "--seeds", 1, "--out", tmp_path / "a.png")
+    result = run("realtime.py", "--steps", 400, "--seeds", 1, "--out", tmp_path / "a.png", "--csv", tmp_path / "a.csv")
     assert result.returncode == 0, result.stderr
-    plain, short, learned, whole = rows(result.stdout, "at the.*?|learned.*?|random.*?").values()
+    table = rows(result.stdout, "at the.*?|learned.*?|random.*?")
+    plain, short, learned, whole = table.values()
     assert [row[2] for row in (plain, short, learned, whole)] == [400, 400, 400, 4000]
     assert plain[0] > 2  # at its starting values training gets nowhere
     assert learned[0] < 0.2
     assert learned[0] < 0.5 * short[0]
     assert learned[0] < 2 * whole[0]
+    measured = read_csv(tmp_path / "a.csv")
+    for name, line in table.items():
+        last = [row for row in measured if row["method"] == name][-1]
+        assert_printed(line, (last["validation_loss"], last["test_error"], last["steps"]), (3, 1, 0))
+    moved = [(row["lr"], row["momentum"]) for row in measured if row["method"] == "learned in real time"]
+    assert len(set(moved)) == 40  # every ten steps
     assert_picture(tmp_path / "a.png")
 
 
@@ -137,10 +174,12 @@ def test_arguments_are_checked(name):
 
 
 def test_learned_schedule(tmp_path):
-    result = run("learned_schedule.py", "--steps", 25, "--iterations", 16, "--out", tmp_path / "a.png")
+    result = run(
+        "learned_schedule.py", "--steps", 25, "--iterations", 16, "--out", tmp_path / "a.png", "--csv", tmp_path / "a.csv"
+    )
     assert result.returncode == 0, result.stderr
-    table = rows(result.stdout, r"start: .+?|best of grid: .+?|learned|layer \d")
-    (start, start_error), (best, _), (loss, error) = (table[name] for name in table if not name.startswith("layer"))
+    table = rows(result.stdout, r"start: .+?|best of grid: .+?|learned|layer \d|first run.+?|last run.+?")
+    (start, start_error), (best, _), (loss, error), first, last = (table[name] for name in table if not name.startswith("layer"))
     assert loss < start / 5
     assert error < start_error / 3
     assert loss < 1.7 * best  # at the default size it is below
@@ -150,11 +189,15 @@ def test_learned_schedule(tmp_path):
         assert scale > 0.15  # it started at 0.1
     rate, late, _ = table["layer 1"]
     assert late < 0.97 * rate  # it falls at the end
+    measured = read_csv(tmp_path / "a.csv")
+    assert [row["iteration"] for row in measured] == list(range(16))
+    for line, row in ((first, measured[0]), (last, measured[-1])):
+        assert_printed(line, (row["training_loss"], row["test_error"]), (4, 2))
     assert_picture(tmp_path / "a.png")
 
 
 def test_weight_penalties(tmp_path):
-    result = run("weight_penalties.py", "--iterations", 25, "--out", tmp_path / "a.png")
+    result = run("weight_penalties.py", "--iterations", 25, "--out", tmp_path / "a.png", "--csv", tmp_path / "a.csv")
     assert result.returncode == 0, result.stderr
     single = rows(result.stdout, r"\d[.\de-]*")
     assert len(single) == 8
@@ -163,11 +206,16 @@ def test_weight_penalties(tmp_path):
     assert learned[1] < 0.5 * best[1]  # validation loss
     assert learned[2] < 0.7 * best[2]  # test loss
     assert learned[0] > best[0]  # training loss: it overfits less
+    measured = read_csv(tmp_path / "a.csv")
+    lines = {f"{row['penalty']:g}" if row["penalty"] != "learned" else "learned": list(row.values())[2:5] for row in measured}
+    for name, line in {**single, "learned": learned}.items():
+        assert_printed(line, lines[f"{float(name):g}" if name != "learned" else name], (3, 3, 3))
+    assert [row["iteration"] for row in measured if row["penalty"] == "learned"] == list(range(26))
     assert_picture(tmp_path / "a.png")
 
 
 def test_learned_data(tmp_path):
-    result = run("learned_data.py", "--iterations", 40, "--out", tmp_path / "a.png")
+    result = run("learned_data.py", "--iterations", 40, "--out", tmp_path / "a.png", "--csv", tmp_path / "a.csv")
     assert result.returncode == 0, result.stderr
     table = rows(result.stdout, r"a real one of each class|the mean of each class|all 1,437 real ones|ten learned ones")
     ten, means, every, learned = table.values()
@@ -175,6 +223,10 @@ def test_learned_data(tmp_path):
     assert learned[1] < 0.8 * means[1] < 0.5 * ten[1]  # test loss
     assert learned[2] < 3 * every[2]  # test error
     assert learned[2] < 0.8 * means[2]
+    measured = read_csv(tmp_path / "a.csv")
+    for name, line in table.items():
+        last = [row for row in measured if row["trained_on"] == name][-1]
+        assert_printed(line, (last["validation_loss"], last["test_loss"], last["test_error"]), (3, 3, 1))
     assert_picture(tmp_path / "a.png")
 
 
@@ -191,6 +243,28 @@ def test_whole_training_examples_say_what_is_wrong(name, arguments, remedy):
     assert result.returncode == 2
     assert remedy in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "counts", "sizes", "column"),
+    [
+        ("learned_schedule.py", ["--iterations", 1, "--steps", 3], "trained for 3 steps, learned from 1", "training_loss"),
+        ("weight_penalties.py", ["--iterations", 2], "on 300 examples, validated on 300", "validation_loss"),
+        ("learned_data.py", ["--iterations", 2, "--steps", 5], "5 training steps", "validation_loss"),
+        ("hyper_cleaning.py", ["--iterations", 1, "--steps", 5], "200 training labels, 100 of them wrong", "f1"),
+        ("realtime.py", ["--steps", 3], "momentum 0, 3 steps", "lr"),
+    ],
+)
+def test_published_sizes_run_on_mnist(name, counts, sizes, column, tmp_path):
+    write_small_mnist(tmp_path)
+    files = ["--out", tmp_path / "a.png", "--csv", tmp_path / "runs" / "a.csv"]
+    result = run(name, "--paper", "--data", tmp_path, *counts, *files)
+    assert result.returncode == 0, result.stderr
+    assert re.search(rf"^mnist: .*{sizes}", result.stdout, re.M)
+    measured = read_csv(tmp_path / "runs" / "a.csv")
+    assert measured
+    assert all(isinstance(row[column], float) for row in measured)
+    assert_picture(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("name", ["ddp.py", "fsdp2.py"])

@@ -1,16 +1,11 @@
-"""A file server of our own that can misbehave, and small idx files to serve."""
+"""A file server of our own that can misbehave."""
 
 from __future__ import annotations
 
-import gzip
-import io
-import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
-
-import numpy as np
 
 Answer = bytes | Callable[[BaseHTTPRequestHandler], None]
 
@@ -59,22 +54,3 @@ def send(handler: BaseHTTPRequestHandler, content: bytes, of: int | None = None)
     handler.send_header("Content-Length", str(of or len(content)))
     handler.end_headers()
     handler.wfile.write(content)
-
-
-def idx_file(array: np.ndarray, magic: bytes | None = None, cut: int = 0) -> bytes:
-    content = (magic or bytes([0, 0, 8, array.ndim])) + struct.pack(f">{array.ndim}i", *array.shape) + array.tobytes()
-    packed = io.BytesIO()
-    with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as file:  # the same bytes whenever they are made
-        file.write(content[: len(content) - cut])
-    return packed.getvalue()
-
-
-def idx_files() -> dict[str, bytes]:
-    """A data set in MNIST's layout: 5 training and 3 test images of 2 × 3 pixels, of known values."""
-    files = {}
-    for split, count in (("train", 5), ("t10k", 3)):
-        images = np.arange(count * 6, dtype=np.uint8).reshape(count, 2, 3)
-        images[-1, -1, -1] = 255
-        files[f"{split}-images-idx3-ubyte.gz"] = idx_file(images)
-        files[f"{split}-labels-idx1-ubyte.gz"] = idx_file(np.arange(count, dtype=np.uint8))
-    return files

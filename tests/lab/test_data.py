@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from served import idx_file, idx_files, mirror
+from idx_files import idx_file, idx_files
+from served import mirror
 
 from gdtuo.lab import data
 from gdtuo.lab.download import Source, sha256

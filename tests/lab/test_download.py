@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from served import idx_file, mirror, send
+from idx_files import idx_file
+from served import mirror, send
 
 from gdtuo.lab.download import Source, cache, fetch, sha256
 

@@ -4,7 +4,7 @@ import gzip
 
 import numpy as np
 import pytest
-from served import idx_file
+from idx_files import idx_file
 
 from gdtuo.lab.idx import read_idx
 
