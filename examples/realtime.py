@@ -49,10 +49,10 @@ class Size(NamedTuple):
 
 DIGITS = Size(5000, (32, 32), nn.Tanh, 50, 600, 10, 0.01, seeds=3)
 # The paper: four layers of 2,000 units, batches of 500, a move every 200 steps with Adam(0.005), a training of hours.
-PAPER = Size(10_000, (200, 200, 200, 200), nn.ReLU, 100, 600, 20, 0.01, seeds=1)
+PAPER = Size(10_000, (200, 200, 200, 200), nn.ReLU, 100, 3000, 20, 0.01, seeds=1)
 PUBLISHED = (
     "the phone data are not free, so digits stand for them, and a CPU reduces four layers of 2,000 units to four of "
-    "200, batches of 500 to 100, a training of hours to 600 steps, a move of the numbers every 200 steps to one every 20"
+    "200, batches of 500 to 100, a training of hours to 3,000 steps, a move of the numbers every 200 steps to one every 20"
 )
 SIZES = Sizes(DIGITS, DIGITS, PAPER, PUBLISHED)
 
@@ -210,7 +210,7 @@ def draw(outcomes: list[dict[str, Run]], title: str, out: Path) -> None:
             axes[name].plot([0, *run.steps], values, color=colors[learned], linewidth=2)
         axes[name].axhline(start, color=colors[plain], linewidth=2, linestyle=":")
         axes[name].set(ylabel=("learning rate", "momentum")[k], xlim=(0, run.steps[-1]), ylim=(-0.02, None))
-    axes["lr"].set_title("Both numbers grow while the network trains,")
+    axes["lr"].set_title("Both numbers move while the network trains,")
     axes["momentum"].set(xlabel="training step")
 
     right = axes["loss"]
@@ -224,7 +224,7 @@ def draw(outcomes: list[dict[str, Run]], title: str, out: Path) -> None:
         right.plot(runs[0].steps[-1], losses.mean(0)[-1], "o", color=color, markersize=8)
     right.set(xscale="log", xlabel="training steps in all", ylabel="validation loss")
     figures.plain_log(right)
-    right.set_title("and one run ends about as well as the best of ten")
+    right.set_title("in a single run: its loss beside that of searches")
     right.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.46, -0.13), ncols=2, fontsize=10, columnspacing=1)
     figures.save(figure, out, title)
 
