@@ -139,7 +139,7 @@ def test_digits_split_leaves_both_sides_something(test):
 
 def test_digits_without_scikit_learn(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ImportError, match=r"pip install 'gdtuo\[examples\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'gdtuo\[lab\]'"):
         data.digits()
 
 

@@ -255,5 +255,5 @@ def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
 
 def test_without_tqdm(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm", None)
-    with pytest.raises(ImportError, match=r"pip install 'gdtuo\[examples\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'gdtuo\[lab\]'"):
         fetch(Source(("http://127.0.0.1/",), DIGESTS), tmp_path)
