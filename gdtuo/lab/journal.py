@@ -6,11 +6,17 @@ import csv
 import io
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
-__all__ = ["Journal", "Row", "Value", "read", "replace"]
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["Journal", "Row", "Value", "alone", "read", "replace"]
 
 Value: TypeAlias = str | int | float
 Row: TypeAlias = dict[str, Value]
@@ -29,7 +35,8 @@ class Journal:
         columns: their names.
 
     Raises:
-        ValueError: if the file has other columns.
+        ValueError: if the file has other columns, or a line that does not have as many values; it is left as it was.
+        OSError: from `append`, if the disk is full; the file has the rows that it had.
 
     Example:
         >>> import tempfile
@@ -43,17 +50,21 @@ class Journal:
         self.path, self.columns = path, tuple(columns)
         path.parent.mkdir(parents=True, exist_ok=True)
         content = path.read_bytes() if path.exists() else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            os.truncate(path, len(whole))
-        if not whole:
-            self._write([self.columns])
-        found, self.rows = _parsed(whole.decode()) if whole else (self.columns, [])
+        whole, header = _whole(content), _text([self.columns])
+        if not whole and not header.encode().startswith(content):
+            raise ValueError(
+                f"{path} is of something else: it does not start with {header.strip()}. Name another file or folder."
+            )
+        found, self.rows = _parsed(path, whole) if whole else (self.columns, [])
         if found != self.columns:
             raise ValueError(
                 f"{path} has the columns {', '.join(found)}, not {', '.join(self.columns)}: it is of another experiment. "
                 f"Name another file or folder."
             )
+        if len(whole) < len(content):
+            os.truncate(path, len(whole))
+        if not whole:
+            self._write([self.columns])
 
     def append(self, rows: Iterable[Mapping[str, Value]]) -> None:
         """Write rows at once; they are on the disk when this returns."""
@@ -69,16 +80,45 @@ class Journal:
             self.rows = kept
 
     def _write(self, lines: Iterable[Sequence[Value]]) -> None:
+        data = _text(lines).encode()
         with self.path.open("ab", buffering=0) as file:
-            file.write(_text(lines).encode())
-            os.fsync(file.fileno())
+            before = file.tell()
+            try:
+                while data:
+                    data = data[file.write(data) :]  # a disk that gets full takes a part
+                os.fsync(file.fileno())
+            except OSError as error:
+                file.truncate(before)
+                raise OSError(f"{self.path} cannot be written to: {error.strerror}. Make room; its rows are kept.") from error
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """No other process that asks for it writes to a file meanwhile; one that is killed asks no longer.
+
+    Args:
+        path: the file; it and its folder are made when they are not there.
+
+    Raises:
+        BlockingIOError: if another process does.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise BlockingIOError(f"Another process is writing {path}. Wait until it ends, or name another.") from error
+            except OSError:
+                pass  # a file system without locks
+        yield
 
 
 def replace(path: Path, text: str) -> None:
     """Write a file that is there whole or as it was."""
     beside = path.with_name(path.name + ".new")
-    with beside.open("w", newline="") as file:
-        file.write(text)
+    with beside.open("wb") as file:
+        file.write(text.encode())
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
@@ -89,14 +129,28 @@ def read(path: Path) -> list[Row]:
 
     Raises:
         FileNotFoundError: if there is none.
+        ValueError: if a line does not have as many values as the first.
     """
-    content = path.read_bytes()
-    return _parsed(content[: content.rfind(b"\n") + 1].decode())[1]
+    return _parsed(path, _whole(path.read_bytes()))[1]
 
 
-def _parsed(text: str) -> tuple[tuple[str, ...], list[Row]]:
-    names, *lines = list(csv.reader(io.StringIO(text))) or [[]]
-    return tuple(names), [dict(zip(names, map(_value, line), strict=True)) for line in lines]
+def _whole(content: bytes) -> bytes:
+    """Without what a killed process has left of a last line."""
+    return content[: content.rfind(b"\n") + 1]
+
+
+def _parsed(path: Path, content: bytes) -> tuple[tuple[str, ...], list[Row]]:
+    """Columns and rows; the lines that are empty, as editors leave them, do not count."""
+    reader = csv.reader(io.StringIO(content.decode()))
+    names, rows = tuple(next(reader, ())), []
+    for line in reader:
+        if len(line) not in (0, len(names)):
+            raise ValueError(
+                f"{path} has {len(line)} values in line {reader.line_num}, not {len(names)}. Delete it: its cell is run again."
+            )
+        if line:
+            rows.append(dict(zip(names, map(_value, line), strict=True)))
+    return names, rows
 
 
 def _value(text: str) -> Value:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .journal import Journal, Row, Value
+from .journal import Journal, Row, Value, alone
 from .processes import in_processes
 
 __all__ = ["cores", "sweep"]
@@ -41,6 +41,7 @@ def sweep(
 
     Raises:
         ValueError: if two cells are equal, or the file is of another experiment.
+        BlockingIOError: if another process is at work on the same file.
 
     Example:
         >>> import tempfile
@@ -53,17 +54,18 @@ def sweep(
     keys = [tuple(cell.values()) for cell in cells]
     if len(set(keys)) < len(keys):
         raise ValueError("Two cells of this experiment are equal. Give each cell once.")
-    journal = Journal(Path(path), [*(cells[0] if cells else ()), *results])
 
     def key(row: Mapping[str, Value]) -> tuple[Value, ...]:
         return tuple(row[name] for name in cells[0])
 
-    done = {key(row) for row in journal.rows}
-    missing = [dict(cell) for cell in cells if key(cell) not in done]
-    with tqdm(total=len(cells), initial=len(cells) - len(missing), unit="cell", desc=title or None) as progress:
-        for cell, found in in_processes(partial(_call, train), missing, processes or cores()):
-            journal.append([{**cell, **found}])
-            progress.update()
+    with alone(Path(path)):
+        journal = Journal(Path(path), [*(cells[0] if cells else ()), *results])
+        done = {key(row) for row in journal.rows}
+        missing = [dict(cell) for cell in cells if key(cell) not in done]
+        with tqdm(total=len(cells), initial=len(cells) - len(missing), unit="cell", desc=title or None) as progress:
+            for cell, found in in_processes(partial(_call, train), missing, processes or cores()):
+                journal.append([{**cell, **found}])
+                progress.update()
     rows = {key(row): row for row in journal.rows}
     return [rows[key] for key in keys]
 

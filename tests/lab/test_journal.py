@@ -2,10 +2,11 @@
 
 import math
 import random
+import resource
 
 import pytest
 
-from gdtuo.lab.journal import Journal, read, replace
+from gdtuo.lab.journal import Journal, alone, read, replace
 
 
 def rows(seed, n):
@@ -61,6 +62,48 @@ def test_another_experiment_s_file_is_refused_and_left_alone(tmp_path):
     with pytest.raises(ValueError, match="Name another file"):
         Journal(journal.path, ["seed", "error"])
     assert journal.path.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["a list of mine", "seed,error\n1,2\n3", "tower,seed,error\nadam,1\nadam,2,0"])
+def test_a_file_that_is_not_its_own_is_left_alone(tmp_path, content):
+    path = tmp_path / "a.csv"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"Name another file|Delete it"):
+        Journal(path, COLUMNS)
+    assert path.read_text() == content
+
+
+def test_empty_lines_and_other_line_ends_do_not_matter(tmp_path):
+    journal = Journal(tmp_path / "a.csv", COLUMNS)
+    journal.append(rows(4, 3))
+    text = journal.path.read_text()
+    journal.path.write_bytes(text.replace("\n", "\r\n").encode() + b"\r\n\n")
+    assert read(journal.path) == Journal(journal.path, COLUMNS).rows == rows(4, 3)
+
+
+def test_of_a_disk_that_gets_full_the_rows_are_kept(tmp_path):
+    journal = Journal(tmp_path / "a.csv", COLUMNS)
+    journal.append(rows(5, 3))
+    kept = journal.path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(kept) + 10, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Make room"):
+            journal.append(rows(6, 3))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert journal.path.read_bytes() == kept
+    assert journal.rows == rows(5, 3)
+
+
+def test_two_do_not_write_at_once(tmp_path):
+    path = tmp_path / "deep" / "a.csv"
+    with alone(path):
+        with pytest.raises(BlockingIOError, match="Wait until it ends"), alone(path):
+            pass
+        Journal(path, COLUMNS).append(rows(7, 2))
+    with alone(path):
+        assert Journal(path, COLUMNS).rows == rows(7, 2)
 
 
 def test_a_file_is_replaced_whole(tmp_path):

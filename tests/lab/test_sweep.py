@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gdtuo.lab.journal import read
+from gdtuo.lab.journal import alone, read
 from gdtuo.lab.sweep import sweep
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -70,3 +70,8 @@ def test_equal_cells_are_refused(tmp_path, made):
     with pytest.raises(ValueError, match="each cell once"):
         sweep(jobs.cell, [CELLS[0], CELLS[0]], tmp_path / "a.csv", ["error"])
     assert not (tmp_path / "a.csv").exists()
+
+
+def test_a_file_that_another_process_writes_is_refused(tmp_path, made):
+    with alone(tmp_path / "a.csv"), pytest.raises(BlockingIOError, match="Wait until it ends"):
+        sweep(jobs.cell, CELLS, tmp_path / "a.csv", ["error"], processes=1)
