@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import TypeVar
@@ -44,8 +44,10 @@ def in_processes(function: Callable[[Job], Result], jobs: Sequence[Job], process
         return
     before = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(min(processes, len(jobs)), multiprocessing.get_context("spawn"), _begin)
+    pending: dict[Future[Result], Job] = {}
     try:
-        pending = {pool.submit(function, job): job for job in jobs}
+        for job in jobs:
+            pending[pool.submit(function, job)] = job
         for future in as_completed(pending):
             yield pending.pop(future), future.result()
     except BrokenProcessPool as error:

@@ -44,6 +44,17 @@ def test_a_process_that_dies_is_an_error():
         list(in_processes(jobs.die, [1, 2, 3], 2))
 
 
+def test_interrupted_while_jobs_are_handed_out_it_ends(tmp_path):
+    class Jobs(list):
+        def __iter__(self):
+            yield str(tmp_path)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(in_processes(jobs.sleep_or_fail, Jobs(["a", "b"]), 2))
+    assert not multiprocessing.active_children()
+
+
 def alive(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
