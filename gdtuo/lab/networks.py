@@ -71,25 +71,25 @@ class _Stacked(Networks):
         self.seeds = list(made)
         self.whose = torch.tensor([self.seeds.index(seed) for seed in seeds])  # [cells]
         starts = [dict(made[seed].named_parameters()) for seed in seeds]
-        self.stacks = {name: torch.stack([start[name].detach() for start in starts]).requires_grad_() for name in starts[0]}
-        for stack in self.stacks.values():
-            stack.grad = torch.zeros_like(stack)
+        self.stacks = {name: torch.stack([start[name].detach() for start in starts]) for name in starts[0]}
+        for name, stack in self.stacks.items():
+            if starts[0][name].requires_grad:
+                stack.requires_grad_().grad = torch.zeros_like(stack)
         batch_dim = 0 if len(made) > 1 else None
         self.losses = vmap(partial(_loss, task, self.network), in_dims=(0, batch_dim), randomness="error")
 
     def weights(self, k: int) -> list[nn.Parameter]:
         found = []
         for stack in self.stacks.values():
-            assert stack.grad is not None
-            parameter = nn.Parameter(stack.detach()[k])
-            parameter.grad = stack.grad[k]
+            parameter = nn.Parameter(stack.detach()[k], requires_grad=stack.requires_grad)
+            parameter.grad = None if stack.grad is None else stack.grad[k]
             found.append(parameter)
         return found
 
     def backward(self, batches: dict[int, Any]) -> Tensor:
         for stack in self.stacks.values():
-            assert stack.grad is not None
-            stack.grad.zero_()
+            if stack.grad is not None:
+                stack.grad.zero_()
         if len(self.seeds) == 1:
             batch = batches[self.seeds[0]]
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from math import isfinite
 from statistics import median
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ class Outcome(NamedTuple):
 
     error: float  # what the task measures
     loss: float  # the mean over the last epoch
-    diverged: bool  # loss or weights did not stay finite
+    diverged: bool  # loss, weights or error did not stay finite
     skipped: int  # hyper-updates
     trace: dict[int, dict[str, float]]  # "L0/lr", what is learned, ... after so many steps
 
@@ -60,11 +61,11 @@ def train(task: Task, text: str, starts: Sequence[Start], epochs: int | None = N
     step, traced, mean = 0, 0, torch.full((len(starts),), torch.nan)
     traces.record(step)
     for _ in range(epochs or task.epochs):
-        total, count = torch.zeros(len(starts), dtype=torch.float64), 0
+        total, count = torch.zeros(()), 0
         for batches in zip(*(task.epoch(generator) for generator in generators.values()), strict=True):
             losses = nets.backward(dict(zip(generators, batches, strict=True)))
             optimizer.step()
-            total += losses
+            total = total + losses.double()  # where the task keeps its tensors
             step, count = step + 1, count + 1
             if step % traces.every == 0:
                 traces.record(step)
@@ -75,12 +76,12 @@ def train(task: Task, text: str, starts: Sequence[Start], epochs: int | None = N
     if traced < step:
         traces.record(step)
     with torch.no_grad():
-        errors = [task.evaluate(nets.model(k)) for k in range(len(starts))]
+        errors = [float(task.evaluate(nets.model(k))) for k in range(len(starts))]
     return [
         Outcome(
             error=errors[k],
             loss=mean[k].item(),
-            diverged=not (mean[k].isfinite() and all(p.isfinite().all() for p in nets.weights(k))),
+            diverged=not (isfinite(errors[k]) and mean[k].isfinite() and all(p.isfinite().all() for p in nets.weights(k))),
             skipped=int(optimizer.param_groups[k].get("skipped", 0)),
             trace=traces.of(k),
         )

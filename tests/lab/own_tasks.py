@@ -67,11 +67,55 @@ def broken():
     return Task(_network, lambda model, batch: {}["no such key"], lambda generator: [1], lambda model: 0.0, 1)
 
 
+def square_in_a_tensor():
+    """The same; its error is a tensor."""
+    task = _square(1)
+    x = torch.ones(1, 1, dtype=torch.float64)
+    return Task(task.model, task.loss, task.epoch, lambda model: mse_loss(model(x), 3 * x), task.epochs, metric="squared error")
+
+
+def overflows():
+    """Its error is not finite though all else is."""
+    task = _square(1)
+    return Task(task.model, task.loss, task.epoch, lambda model: float("inf"), task.epochs)
+
+
+def partly_frozen():
+    """Several at once, whose first layer is not trained."""
+
+    def network():
+        made = _network()
+        made[0].weight.requires_grad_(False)
+        return made
+
+    return classification(_blobs(), network, batch=32, epochs=4, together=6)
+
+
+def one_network():
+    """The network of the last run goes on with the next."""
+    task, made = _square(1), nn.Linear(1, 1, dtype=torch.float64)
+    return Task(lambda: made, task.loss, task.epoch, task.evaluate, task.epochs)
+
+
+def fails():
+    """A mistake in the function itself."""
+    raise ValueError("not enough values")
+
+
+def network_fails():
+    """A mistake in the network."""
+    task = _square(1)
+    return Task(lambda: nn.Linear(1), task.loss, task.epoch, task.evaluate, task.epochs)
+
+
 def dropout():
     """Several at once, which vmap does not do with dropout."""
-    network = nn.Sequential(nn.Linear(6, 4), nn.Dropout())
+
+    def network():
+        return nn.Sequential(nn.Linear(6, 4), nn.Dropout())
+
     examples = Examples(torch.randn(8, 6), torch.zeros(8, dtype=torch.int64))
-    return classification(Data(examples, examples), lambda: network, batch=8, epochs=1, together=2)
+    return classification(Data(examples, examples), network, batch=8, epochs=1, together=2)
 
 
 def buffers():

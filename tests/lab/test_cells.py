@@ -107,6 +107,25 @@ def test_a_long_run_s_trace_is_thinned_out_evenly():
     assert {step: table["L0/lr"] for step, table in outcome.trace.items()} == {step: seen[step]["L0/g0/lr"] for step in steps}
 
 
+def test_what_is_frozen_stays_so_together():
+    starts = STARTS[:2]
+    for outcome, start in zip(train(own_tasks.partly_frozen(), "adam(per='tensor')/sgd", starts), starts, strict=True):
+        (alone,) = train(own_tasks.partly_frozen(), "adam(per='tensor')/sgd", [start])
+        assert outcome.loss == pytest.approx(alone.loss, rel=1e-9)
+        assert outcome.trace.keys() == alone.trace.keys()
+        for name, value in alone.trace[12].items():
+            assert outcome.trace[12][name] == pytest.approx(value, rel=1e-9)
+
+
+def test_the_error_is_a_number_and_one_that_is_not_finite_is_divergence():
+    (outcome,) = train(own_tasks.square_in_a_tensor(), "sgd", [Start(0.1, 0)])
+    assert type(outcome.error) is float
+    assert not outcome.diverged
+    (outcome,) = train(own_tasks.overflows(), "sgd", [Start(0.1, 0)])
+    assert math.isfinite(outcome.loss)
+    assert outcome.diverged
+
+
 @pytest.mark.parametrize(("name", "message"), [("dropout", "random"), ("buffers", "together=1")])
 def test_what_vmap_cannot_do_is_refused(name, message):
     with pytest.raises((ValueError, RuntimeError), match=message):
