@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .ablation import Results
@@ -23,6 +24,8 @@ __all__ = ["draw_learned"]
 Line: TypeAlias = dict[int, float]  # step -> median over seeds, and over tensors
 Lines: TypeAlias = dict[float, Line]  # of each initial rate
 MARGIN = 1.6  # of a logarithmic axis, a factor
+LETTER = 0.118  # inches, of the headline
+LETTERS = 42  # of a title, at most, in a column
 
 
 def draw_learned(results: Results, path: Path) -> bool:
@@ -41,7 +44,9 @@ def draw_learned(results: Results, path: Path) -> bool:
     colors = dict(
         zip(rates, plt.colormaps["viridis"]([0.9 * i / max(len(rates) - 1, 1) for i in range(len(rates))]), strict=True)
     )
-    size = (4 * len(texts) + 1.4, 2.6 * len(names) + 0.9)
+    headline = f"{results.title}: what the towers learned"
+    width = max(4 * len(texts) + 1.4, LETTER * len(headline) + 1.6)  # the legend stands beside the headline
+    size = (width, 2.6 * len(names) + 0.9)
     figure, grid = plt.subplots(len(names), len(texts), figsize=size, layout="constrained", squeeze=False, sharex="col")
     for i, name in enumerate(names):
         shared = [
@@ -54,10 +59,10 @@ def draw_learned(results: Results, path: Path) -> bool:
             else:
                 axes.set_axis_off()
             if i == 0:
-                axes.set_title(f"{short(text)}\n{_title(name)}", fontsize=11)
+                axes.set_title(f"{fill(short(text), LETTERS)}\n{_title(name)}", fontsize=11)
     handles = [plt.Line2D([], [], color=colors[lr], linewidth=2, label=f"{lr:.3g}") for lr in reversed(rates)]
     figure.legend(handles=handles, loc="outside right upper", frameon=False, title="initial lr", alignment="left", fontsize=10)
-    figure.suptitle(f"{results.title}: what the towers learned", **HEADLINE)
+    figure.suptitle(headline, **HEADLINE)
     save(figure, path)
     return True
 
@@ -101,6 +106,7 @@ def _draw(axes: Axes, lines: Lines, colors: Mapping[float, Any], name: str, shar
     positive = [value for value in shared if 0 < value < math.inf]
     if axes.get_yscale() == "log":
         axes.set_ylim(min(positive) / MARGIN, max(positive) * MARGIN)
+    axes.locator_params(axis="x", integer=True)  # there is no half step
     axes.set_title(_title(name), fontsize=10)
     if below:
         axes.set_xlabel(below)

@@ -15,6 +15,9 @@ __all__ = ["AVERAGES", "plain_ticks", "scale"]
 
 AVERAGES = ("momentum", "alpha", "beta1", "beta2", "beta3")
 MARGIN = 1.3  # beyond the numbers, a factor
+ZERO = 3  # below the least positive number, a factor: where 0 stands
+LEAST = 1e-300  # what is less, or more than its inverse, is drawn beyond the end of an axis
+TICKS = 12  # decades, at most, that have a tick
 NARROW = 1.5  # positive numbers whose largest is less than so many times the smallest stand on a linear axis
 NEAR_ONE = [
     [1 - scale * 10.0**-k for k in range(1, 11) for scale in scales]
@@ -39,17 +42,28 @@ def scale(axes: Axes, values: Iterable[float], average: bool = False) -> None:
         axes.set_yscale("log", nonpositive="mask")
 
 
-def plain_ticks(axes: Axes, values: Iterable[float]) -> None:
-    """Write 1, 2, 5, 10, ... rather than powers on a logarithmic axis, and end it where the values end."""
-    numbers = [value for value in values if 0 < value < math.inf]
-    if axes.get_yscale() == "log":
-        low, high = min(numbers) / MARGIN, max(numbers) * MARGIN
-        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        steps = (1, 2, 5) if len(decades) < 6 else (1,)
-        ticks = [step * 10.0**k for k in decades for step in steps if low <= step * 10.0**k <= high]
-        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.minorticks_off()
-        axes.set_ylim(low, high)
+def plain_ticks(axes: Axes, values: Iterable[float]) -> float:
+    """Write 1, 2, 5, 10, ... rather than powers on a logarithmic axis, and end it where the values end.
+
+    Returns:
+        where a value of 0 stands there: below the others, at a tick of its own. Minus infinity if there is none.
+    """
+    numbers = [value for value in values if math.isfinite(value)]
+    if axes.get_yscale() != "log":
+        return -math.inf
+    lowest, highest = min(value for value in numbers if value > 0), max(numbers)
+    zero = lowest / ZERO if 0 in numbers else -math.inf
+    low, high = max(lowest, LEAST) / MARGIN, min(highest, 1 / LEAST) * MARGIN
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps, every = (1, 2, 5) if len(decades) < 6 else (1,), math.ceil(len(decades) / TICKS)
+    ticks = [step * 10.0**k for k in decades if k % every == 0 for step in steps if low <= step * 10.0**k <= high]
+    names = [f"{tick:g}" for tick in ticks]
+    if zero > 0:
+        ticks, names, low = [zero, *ticks], ["0", *names], zero / MARGIN
+    axes.set_yticks(ticks, names)
+    axes.minorticks_off()
+    axes.set_ylim(low, high)
+    return zero
 
 
 def _distance(value: np.ndarray) -> np.ndarray:

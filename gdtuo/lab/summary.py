@@ -11,6 +11,8 @@ from .journal import Row
 
 __all__ = ["by_tower", "format_table", "middle", "short"]
 
+WIDTH = 8  # of a column, at least
+
 
 def by_tower(rows: Sequence[Row]) -> dict[str, dict[float, list[Row]]]:
     """Of each tower, low ones first, and each initial rate, low ones first, the rows of its seeds."""
@@ -44,15 +46,13 @@ def format_table(results: Results) -> str:
     towers = by_tower(results.rows)
     rates = sorted({lr for cells in towers.values() for lr in cells})
     seeds = max((len(rows) for cells in towers.values() for rows in cells.values()), default=0)
-    names = {text: short(text) for text in towers}
-    left = max([len("initial lr"), *map(len, names.values())])
-    lines = [
-        f"{results.title}: {results.metric}" + (f", median of {seeds} seeds" if seeds > 1 else ""),
-        "",
-        f"{'initial lr':>{left}}" + "".join(f"{lr:>9.3g}" for lr in rates),
-    ]
-    for text, cells in towers.items():
-        lines.append(f"{names[text]:<{left}}" + "".join(_place(cells.get(lr, [])) for lr in rates))
+    table = [["initial lr", *(f"{lr:.3g} " for lr in rates)]]
+    table += [[short(text), *(_place(cells.get(lr, [])) for lr in rates)] for text, cells in towers.items()]
+    left, *widths = [max(WIDTH * (j > 0), *map(len, column)) for j, column in enumerate(zip(*table, strict=True))]
+    lines = [f"{results.title}: {results.metric}" + (f", median of {seeds} seeds" if seeds > 1 else ""), ""]
+    for k, (name, *places) in enumerate(table):
+        cells = "".join(f" {place:>{width}}" for place, width in zip(places, widths, strict=True))
+        lines.append((f"{name:<{left}}" if k else f"{name:>{left}}") + cells)
     if any(row["diverged"] for row in results.rows):
         lines += ["", "* some or all of its runs diverged"]
     return "\n".join(lines)
@@ -60,5 +60,5 @@ def format_table(results: Results) -> str:
 
 def _place(rows: Sequence[Row]) -> str:
     if not rows:
-        return f"{'-':>8} "
-    return f"{middle(rows):8.4g}" + ("*" if any(row["diverged"] for row in rows) else " ")
+        return "- "
+    return f"{middle(rows):.4g}" + ("*" if any(row["diverged"] for row in rows) else " ")
