@@ -8,6 +8,7 @@ learned.csv     learned hyperparameters over steps: of each cell, step and name 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,8 +18,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from ..text import at_height, tower
-from .journal import Journal, Row, read, replace
+from ..text import at_height, levels, tower
+from .journal import Journal, Row, alone, read, replace
 from .processes import in_processes
 from .tasks import Named
 from .training import Outcome, Start, train
@@ -75,9 +76,23 @@ class Ablation:
         return found
 
     def check(self) -> None:
-        """Raise a ValueError if a tower or a rate is not possible; nothing is trained."""
+        """Raise an error if the task, a tower or a rate is not possible; nothing is trained.
+
+        Raises:
+            ValueError: says which.
+            RuntimeError: if the task cannot make its network; its cause is the task's own error.
+        """
+        task = self.source.load()  # before the towers: its module may define a level
+        try:
+            network, other = task.model(), task.model()
+        except Exception as error:
+            raise RuntimeError(f"the network of {self.source.task} failed: {type(error).__name__}: {error}") from error
+        if other is network:
+            raise ValueError(f"The model of the task {self.source.task!r} is one network. Make a new one at each call")
         for text, lr in product(self.built(), self.rates):
-            tower(text).bind([{"params": list(self.source.load().model().parameters()), "lr": lr}])
+            if given := re.search(r"\blr=[^,)]*", levels(text)[0]):
+                raise ValueError(f"The tower {text!r} has {given[0]} for the weights, which --lr decides. Leave it out")
+            tower(text).bind([{"params": list(network.parameters()), "lr": lr}])
 
     def jobs(self) -> list[list[Cell]]:
         """All cells; each list is trained at once."""
@@ -103,27 +118,36 @@ def open_folder(folder: Path) -> Results:
 
     Raises:
         FileNotFoundError: if no ablation is in it.
+        ValueError: if one of its files is damaged; says which.
     """
     if not (folder / "ablation.json").is_file():
         raise FileNotFoundError(f"There is no ablation in {folder}. Name a folder that gdtuo ablate --out has made")
-    about = json.loads((folder / "ablation.json").read_text())
+    about = _about(folder)
     epochs = about["epochs"]
     title = f"{about['task']}, {epochs} epoch{'s' * (epochs != 1)}"
-    rows = read(folder / "results.csv")
+    names = ("results.csv", "learned.csv")
+    rows, traces = (read(folder / name) if (folder / name).is_file() else [] for name in names)  # killed before its first row
     done = set(map(_cell, rows))
-    traces = [row for row in read(folder / "learned.csv") if _cell(row) in done]  # one is written before its row
-    return Results(title, about["metric"], rows, traces)
+    traces = [row for row in traces if _cell(row) in done]  # one is written before its row
+    return Results(title, str(about["metric"]), rows, traces)
 
 
 def run(ablation: Ablation, folder: Path, processes: int) -> None:
     """Train every cell that the folder does not have yet; it may be stopped at any moment and called again.
 
     Raises:
-        ValueError: if the folder is of another ablation.
+        ValueError: if the folder is of another ablation, or damaged.
+        BlockingIOError: if another process is at work in the folder.
         RuntimeError: if training a cell fails; its cause is the task's own error.
     """
     task = ablation.source.load()
-    _claim(folder, {**ablation.source.identity(), "epochs": ablation.epochs or task.epochs, "metric": task.metric})
+    about: dict[str, str | int] = {**ablation.source.identity(), "epochs": ablation.epochs or task.epochs, "metric": task.metric}
+    with alone(folder / "results.csv"):
+        _claim(folder, about)
+        _complete(ablation, folder, processes)
+
+
+def _complete(ablation: Ablation, folder: Path, processes: int) -> None:
     results = Journal(folder / "results.csv", [*KEY, *FOUND])
     done = {_cell(row) for row in results.rows}
     traces = Journal(folder / "learned.csv", TRACE)
@@ -141,23 +165,34 @@ def run(ablation: Ablation, folder: Path, processes: int) -> None:
 def _claim(folder: Path, about: dict[str, str | int]) -> None:
     path = folder / "ablation.json"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         replace(path, json.dumps(about, indent=2) + "\n")
         return
-    had = json.loads(path.read_text())
+    had = _about(folder)
     for name in dict.fromkeys([*had, *about]):
         if had.get(name) != about.get(name):
             raise ValueError(f"{folder} holds an ablation with {name} {had.get(name)}, not {about.get(name)}. Name another --out")
+
+
+def _about(folder: Path) -> dict[str, str | int]:
+    path = folder / "ablation.json"
+    try:
+        about = json.loads(path.read_text("utf-8"))
+        if isinstance(about, dict) and {"task", "epochs", "metric"} <= about.keys():
+            return about
+        why = "it has no task, epochs and metric"
+    except ValueError as error:
+        why = str(error)
+    raise ValueError(f"{path} is damaged: {why}. Delete it and call gdtuo ablate as before: finished cells are kept")
 
 
 def _train(source: Named, epochs: int | None, cells: Sequence[Cell]) -> list[Outcome]:
     try:
         return train(source.load(), cells[0].tower, [Start(cell.lr, cell.seed) for cell in cells], epochs)
     except Exception as error:
-        which = f"{cells[0].tower} from lr {cells[0].lr:.3g}, seed {cells[0].seed}" + f" and {len(cells) - 1} more" * (
-            len(cells) > 1
-        )
-        raise RuntimeError(f"training {which} failed: {type(error).__name__}: {error}") from error
+        cell, others = cells[0], len(cells) - 1
+        which = f"{cell.tower} from lr {cell.lr:.3g}, seed {cell.seed}" + f" and {others} more" * (others > 0)
+        hint = ". If --together 1 works, vmap cannot take its loss" * (others > 0)
+        raise RuntimeError(f"training {which} failed: {type(error).__name__}: {error}{hint}") from error
 
 
 def _cell(row: Row) -> Cell:

@@ -161,6 +161,7 @@ class Named:
         Raises:
             ValueError: if there is no such task, or the user's function is not found or returns something else.
             OSError: if data are missing.
+        RuntimeError: if the user's module or function fails; its cause is that error.
         """
         return _load(self)
 
@@ -175,12 +176,16 @@ def _load(source: Named) -> Task:
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)  # a console script does not have it there
     try:
-        make = getattr(importlib.import_module(module), function)
-    except ImportError as error:
+        make = getattr(importlib.import_module(module), function, None)
+        task = make() if callable(make) else make
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise ValueError(f"the task {source.task!r} imports {error.name}, which is missing. Install it") from error
         raise ValueError(f"the task {source.task!r} cannot be imported: {error}. Start it where {module}.py lies") from error
-    except AttributeError as error:
-        raise ValueError(f"the task {source.task!r}: {error}. Name a function of {module}") from error
-    task = make() if callable(make) else make
+    except Exception as error:  # the user's own, which is shown with its place
+        raise RuntimeError(f"the task {source.task!r} failed: {type(error).__name__}: {error}") from error
+    if make is None:
+        raise ValueError(f"the task {source.task!r}: there is no {function!r} in it. Name a function of {module}")
     if not isinstance(task, Task):
         raise ValueError(
             f"the task {source.task!r} gives {type(task).__name__}. Name a function that returns a gdtuo.lab.tasks.Task"

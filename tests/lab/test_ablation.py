@@ -12,7 +12,7 @@ import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ import pytest
 
 from gdtuo.lab import ablation, cli, figures, picture_errors, picture_learned, summary
 from gdtuo.lab.ablation import Ablation, Results, open_folder
+from gdtuo.lab.journal import alone
 from gdtuo.lab.tasks import Named
 from gdtuo.lab.training import Start, train
 
@@ -233,6 +234,85 @@ def test_runs_that_diverge_have_a_cross(drawn, tmp_path):
     assert crosses == [[1.0, 90.0], [10.0, picture_errors.TOP]]
 
 
+def results_of(errors, towers=("adam",), title="t"):
+    """Of each tower the errors at rates of 1, 10, 100, ..."""
+    row = {"seed": 0, "loss": 1.0, "skipped": 0, "learned_lr": 1.0}
+    rows = [
+        {
+            **row,
+            "tower": text,
+            "height": text.count("/"),
+            "lr": 10.0**k,
+            "error": error,
+            "diverged": int(not math.isfinite(error)),
+        }
+        for text in towers
+        for k, error in enumerate(errors)
+    ]
+    return Results(title, "error, %", rows, [])
+
+
+def test_an_error_of_zero_is_seen(drawn, tmp_path):
+    picture_errors.draw_errors(results_of([30.0, 3.0, 0.0]), tmp_path / "a.png")
+    (axes,) = drawn[0].axes
+    assert axes.get_yscale() == "log"
+    labels = dict(zip((label.get_text() for label in axes.get_yticklabels()), axes.get_yticks(), strict=True))
+    assert axes.lines[0].get_ydata().tolist() == [30, 3, labels["0"]]
+    assert axes.get_ylim()[0] < labels["0"] < 3
+
+
+@pytest.mark.parametrize("errors", [[1e-9, 1e30], [5e-324, 1.7e308], [-1e30, 1.0], [0.0, 0.0], [1e-300, 0.0]])
+def test_any_error_can_be_drawn(errors, drawn, tmp_path):
+    picture_errors.draw_errors(results_of(errors), tmp_path / "a.png")
+    figure, (axes,) = drawn[0], drawn[0].axes
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in axes.get_yticklabels() if label.get_text()]
+    ordered = sorted(boxes, key=lambda box: box.y0)
+    assert len(ordered) >= 2
+    assert all(below.y1 <= above.y0 for below, above in pairwise(ordered))
+
+
+def test_where_all_diverge_there_is_a_cross_for_each_and_no_number(drawn, tmp_path):
+    picture_errors.draw_errors(results_of([math.nan], ["sgd", "sgd/sgd", "sgd/sgd/sgd"]), tmp_path / "a.png")
+    (axes,) = drawn[0].axes
+    assert not len(axes.get_yticks())
+    crosses = [line.get_ydata()[0] for line in axes.lines if line.get_marker() == "x" and len(line.get_ydata())]
+    assert len(set(crosses)) == 3
+
+
+def test_of_many_towers_each_line_differs_and_has_room(drawn, tmp_path):
+    texts = [f"adam(betas=(0.9, 0.{k}), eps=1e-12, learn='all')/sgd(lr=0.0{k})" for k in range(1, 10)] + ["sgd", "adam", "lion"]
+    picture_errors.draw_errors(results_of([3.0, 30.0], texts), tmp_path / "a.png")
+    (axes,) = drawn[0].axes
+    styles = {(tuple(line.get_color()), line.get_marker()) for line in axes.lines}
+    assert len(styles) == 12
+    assert len({marker for _, marker in styles}) > 4
+    assert axes.bbox.width > 0.4 * drawn[0].bbox.width
+
+
+def test_headline_titles_and_legend_of_what_was_learned_do_not_collide(drawn, tmp_path):
+    texts = ["adam(betas=(0.9, 0.99), eps=1e-12, learn=('lr', 'betas'))/sgd", "adam/sgd"]
+    for towers in (texts[1:], texts):
+        results = results_of([1.0], towers, "somebody.s_module:function, 100 epochs")
+        row = {"height": 1, "lr": 1.0, "seed": 0, "name": "L0/lr"}
+        traces = [{**row, "tower": text, "step": step, "value": 1.0 + step} for text in towers for step in (0, 1)]
+        picture_learned.draw_learned(results._replace(traces=traces), tmp_path / "a.png")
+        figure = drawn.pop()
+        figure.draw_without_rendering()
+        (legend,), headline = figure.legends, figure._suptitle
+        assert headline.get_window_extent().x1 < legend.get_window_extent().x0
+        titles = [axes._left_title.get_window_extent() for axes in figure.axes]
+        assert all(one.x1 < other.x0 for one, other in pairwise(titles))
+        assert all(tick == int(tick) for axes in figure.axes for tick in axes.get_xticks())
+
+
+def test_the_table_s_columns_stay_apart():
+    lines = summary.format_table(results_of([-1.234e300, 1.5e30, math.inf], ["adam", "adam/sgd"])).splitlines()
+    assert lines[3].split() == ["adam", "-1.234e+300", "1.5e+30", "inf*"]
+    ends = [[match.end() for match in re.finditer(r"[^ *]+(?=[ *]|$)", line)][-3:] for line in lines[2:5]]
+    assert ends[0] == ends[1] == ends[2]
+
+
 def test_the_picture_of_what_was_learned_shows_the_traces(whole, drawn, tmp_path):
     results = open_folder(whole[0])
     assert picture_learned.draw_learned(results, tmp_path / "a.png")
@@ -277,6 +357,8 @@ GOOD = {"--task": "digits", "--tower": "adam/sgd", "--out": "never"}
     ("change", "remedy"),
     [
         ({"--task": "digit"}, "Use digits, mnist"),
+        ({"--task": "own_tasks:one_network"}, "Make a new one at each call"),
+        ({"--tower": "adam(betas=(0.5, 0.9), lr=0.1)/sgd"}, "lr=0.1 for the weights, which --lr decides. Leave it out"),
         ({"--task": "own_tasks:nope"}, "Name a function of own_tasks"),
         ({"--tower": "adm"}, "There are adafactor, adagrad, adam"),
         ({"--tower": "adam/"}, "Write levels bottom first"),
@@ -334,6 +416,56 @@ def test_a_task_that_fails_says_which_cell_and_shows_where(tmp_path, monkeypatch
     assert error.value.code == 1
     assert "training adam from lr 0.5, seed 0 failed: KeyError: 'no such key'" in said
     assert "own_tasks.py" in said
+
+
+@pytest.mark.parametrize(("name", "said"), [("fails", "ValueError: not enough values"), ("network_fails", "TypeError: Linear")])
+def test_a_mistake_in_a_task_is_shown_with_its_place(name, said, tmp_path, capsys):
+    with pytest.raises(SystemExit) as error:
+        ablate(tmp_path / "run", "--task", f"own_tasks:{name}", "--tower", "adam")
+    printed = capsys.readouterr().err
+    assert error.value.code == 1
+    assert said in printed
+    assert "own_tasks.py" in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_cells_together_that_fail_are_told_of_the_option(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        ablate(tmp_path, "--task", "own_tasks:dropout", "--tower", "adam", "--lr", "0.1,0.2")
+    assert "If --together 1 works, vmap cannot take its loss" in capsys.readouterr().err
+
+
+def test_a_level_of_the_task_s_module_is_known(tmp_path, monkeypatch):
+    lines = ["import gdtuo", "from own_tasks import square", "class OfLateDefined(gdtuo.SGD): pass"]
+    (tmp_path / "levels_and_task.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    Ablation(Named("levels_and_task:square"), ("oflatedefined/sgd",), None, (0.1,), 1).check()
+
+
+def test_a_folder_at_work_is_refused(tmp_path, capsys):
+    with alone(tmp_path / "results.csv"), pytest.raises(SystemExit) as error:
+        ablate(tmp_path, "--task", "own_tasks:square", "--tower", "sgd")
+    assert error.value.code == 2
+    assert "Wait until it ends" in capsys.readouterr().err
+    assert not (tmp_path / "ablation.json").exists()
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"task": "digits"}', '{"task'])
+def test_a_damaged_folder_is_named_with_the_remedy(content, whole, tmp_path, capsys):
+    (tmp_path / "ablation.json").write_text(content)
+    (tmp_path / "results.csv").write_bytes((whole[0] / "results.csv").read_bytes())
+    for arguments in (["show", tmp_path], ["ablate", *SLOW, "--out", tmp_path]):
+        with pytest.raises(SystemExit) as error:
+            cli.main([str(argument) for argument in arguments])
+        assert error.value.code == 2
+        assert "Delete it and call gdtuo ablate as before" in capsys.readouterr().err
+
+
+def test_a_folder_without_a_row_says_so(tmp_path, capsys):
+    (tmp_path / "ablation.json").write_text('{"task": "digits", "epochs": 1, "metric": "error"}')
+    with pytest.raises(SystemExit):
+        cli.main(["show", str(tmp_path)])
+    assert "Run gdtuo ablate first" in capsys.readouterr().err
 
 
 def test_tasks_are_listed(capsys):

@@ -34,6 +34,21 @@ def test_no_task(name, remedy):
         Named(name).load()
 
 
+def test_a_package_that_a_task_lacks_is_named(tmp_path, monkeypatch):
+    (tmp_path / "lacking.py").write_text("import no_such_package\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"imports no_such_package.*Install it"):
+        Named("lacking:task").load()
+
+
+def test_a_mistake_in_a_task_s_module_is_shown_with_its_place(tmp_path, monkeypatch):
+    (tmp_path / "mistaken.py").write_text("None.nope\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(RuntimeError, match="'mistaken:task' failed: AttributeError") as error:
+        Named("mistaken:task").load()
+    assert isinstance(error.value.__cause__, AttributeError)
+
+
 def test_a_text_that_is_too_short(tmp_path):
     (tmp_path / "a.txt").write_text("abc " * 100)
     with pytest.raises(ValueError, match="more than 500 characters"):
