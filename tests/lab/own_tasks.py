@@ -80,6 +80,26 @@ def overflows():
     return Task(task.model, task.loss, task.epoch, lambda model: float("inf"), task.epochs)
 
 
+class Mode(nn.Linear):
+    """Gives 1 in training and 0 in evaluation."""
+
+    def forward(self, x):
+        return 0 * super().forward(x) + float(self.training)
+
+
+def mode():
+    """Its error is 1 if the network is evaluated as if it were trained."""
+    x = torch.ones(1, 1)
+    return Task(lambda: Mode(1, 1), lambda model, batch: model(x).mean(), lambda generator: [x], lambda model: model(x).item(), 1)
+
+
+def jumps():
+    """One step to infinity, which neither the loss before it nor the error shows."""
+    weight = lambda: nn.Linear(1, 1, bias=False, dtype=torch.float64)  # noqa: E731
+    x = torch.full((1, 1), 1e10, dtype=torch.float64)
+    return Task(weight, lambda model, batch: model(batch).sum(), lambda generator: [x], lambda model: 0.0, 1)
+
+
 def partly_frozen():
     """Several at once, whose first layer is not trained."""
 

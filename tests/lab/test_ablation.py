@@ -329,6 +329,24 @@ def test_the_picture_of_what_was_learned_shows_the_traces(whole, drawn, tmp_path
         np.testing.assert_array_equal(line.get_ydata(), [statistics.median(values[lr][step]) for step in sorted(values[lr])])
 
 
+def test_panels_are_in_order_on_scales_of_their_own_and_without_bounds(drawn, tmp_path):
+    values = {"L10/lr": 3.0, "L2/lr": 2.0, "L0/lr/mean": 1.0, "L0/lr/max": 1e9, "L0/beta1": 0.9}
+    row = {"tower": "adam", "height": 0, "lr": 1.0, "seed": 0}
+    traces = [
+        {**row, "step": step, "name": name, "value": 1 - (1 - value) / 5**step if name == "L0/beta1" else value * 5**step}
+        for name, value in values.items()
+        for step in (0, 1, 2)
+    ]
+    assert picture_learned.draw_learned(results_of([1.0])._replace(traces=traces), tmp_path / "a.png")
+    figure = drawn[0].axes
+    titles = ["adam\nlevel 0: learning rate", "level 0: beta1", "level 2: learning rate", "level 10: learning rate"]
+    assert [axes.get_title(loc="left") for axes in figure] == titles
+    assert [axes.get_yscale() for axes in figure] == ["log", "function", "log", "log"]
+    for axes, lowest in zip((figure[0], *figure[2:]), (1, 2, 3), strict=True):
+        assert axes.get_ylim() == pytest.approx((lowest / picture_learned.MARGIN, 25 * lowest * picture_learned.MARGIN))
+        assert len(axes.lines) == 1
+
+
 def test_where_nothing_is_learned_nothing_is_drawn(whole, tmp_path):
     results = open_folder(whole[0])
     plain = [row for row in results.traces if row["tower"] == "adam"]

@@ -91,6 +91,24 @@ def test_divergence_is_an_outcome():
     assert outcome.error == 100  # outputs that are not finite are wrong
 
 
+def test_weights_that_are_not_finite_are_divergence():
+    (outcome,) = train(own_tasks.jumps(), "sgd", [Start(1e300, 0)])
+    assert math.isfinite(outcome.loss)
+    assert outcome.error == 0
+    assert outcome.diverged
+
+
+def test_where_all_have_diverged_training_ends():
+    (outcome,) = train(own_tasks.square(), "sgd", [Start(1e200, 0)], epochs=50)
+    assert max(outcome.trace) == 4
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_networks_are_evaluated_in_evaluation_mode(n):
+    outcomes = train(own_tasks.mode(), "sgd", [Start(0.1, seed) for seed in range(n)])
+    assert [(outcome.loss, outcome.error) for outcome in outcomes] == [(1, 0)] * n
+
+
 def test_epochs_may_be_others():
     (outcome,) = train(own_tasks.blobs(), "adam/sgd", [Start(0.01, 0)], epochs=2)
     assert max(outcome.trace) == 6

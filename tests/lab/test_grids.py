@@ -35,3 +35,7 @@ def test_no_rates(text):
 def test_no_heights(text):
     with pytest.raises(ValueError, match="FIRST:LAST"):
         grids.heights(text)
+
+
+def test_rates_are_rounded_to_what_one_would_write():
+    assert grids.rates("5e-4:5e-1:4") == (5e-4, 5e-3, 5e-2, 0.5)

@@ -34,6 +34,13 @@ def test_no_task(name, remedy):
         Named(name).load()
 
 
+def test_the_folder_where_one_stands_is_searched(tmp_path, monkeypatch):
+    (tmp_path / "only_here.py").write_text("from own_tasks import square\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])  # as a console script has it
+    assert Named("only_here:square").load().metric == "squared error"
+
+
 def test_a_package_that_a_task_lacks_is_named(tmp_path, monkeypatch):
     (tmp_path / "lacking.py").write_text("import no_such_package\n")
     monkeypatch.syspath_prepend(tmp_path)
