@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import TypeVar
 
@@ -46,12 +48,13 @@ def in_processes(function: Callable[[Job], Result], jobs: Sequence[Job], process
     pool = ProcessPoolExecutor(min(processes, len(jobs)), multiprocessing.get_context("spawn"), _begin)
     pending: dict[Future[Result], Job] = {}
     try:
-        for job in jobs:
-            pending[pool.submit(function, job)] = job
+        with _uninterrupted():
+            for job in jobs:
+                pending[pool.submit(function, job)] = job
         for future in as_completed(pending):
             yield pending.pop(future), future.result()
-    except BrokenProcessPool as error:
-        raise RuntimeError("A process has died; as a rule there was too little memory. Use fewer processes.") from error
+    except BrokenProcessPool:
+        raise RuntimeError("A process has died; as a rule there was too little memory. Use fewer processes.") from None
     finally:
         if pending:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -62,6 +65,19 @@ def in_processes(function: Callable[[Job], Result], jobs: Sequence[Job], process
                 child.join()
         else:
             pool.shutdown()
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits for the end of this; processes that start here never get it: they end with this one, without a traceback."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows has none
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin() -> None:

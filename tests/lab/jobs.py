@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -39,3 +40,8 @@ def cell(seed, lr):
     time.sleep(float(os.environ.get("SLEEP", "0")))
     generator = torch.Generator().manual_seed(seed)
     return {"error": lr * torch.rand((), generator=generator, dtype=torch.float64).item()}
+
+
+def interruptible(_):
+    """Whether Ctrl-C reaches this process."""
+    return signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())

@@ -31,6 +31,11 @@ def test_each_has_one_thread_and_this_one_has_its_own_again():
     assert torch.get_num_threads() == 2
 
 
+def test_ctrl_c_is_for_this_process_alone():
+    assert [found for _, found in in_processes(jobs.interruptible, [1, 2], 2)] == [False, False]
+    assert jobs.interruptible(0)
+
+
 def test_an_error_stops_the_others(tmp_path):
     start = time.monotonic()
     with pytest.raises(ArithmeticError, match="cannot be done"):
