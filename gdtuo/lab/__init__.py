@@ -1,1 +1,1 @@
-"""What experiments need around the optimizers: data. Imported on request; the core knows nothing of it."""
+"""What experiments need around the optimizers: tasks, ablations, data, pictures. Imported on request; the core knows nothing of it."""

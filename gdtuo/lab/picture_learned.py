@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from .ablation import Results
 from .figures import HEADLINE, pyplot, save
 from .journal import Row
-from .scales import AVERAGES, scale
+from .scales import AVERAGES, LEAST, scale
 from .summary import by_tower, short
 from .training import BOUNDS
 
@@ -103,8 +102,8 @@ def _draw(axes: Axes, lines: Lines, colors: Mapping[float, Any], name: str, shar
     for lr, line in lines.items():
         axes.plot(list(line), list(line.values()), color=colors[lr], linewidth=1.8)
     scale(axes, shared, name.split("/")[1] in AVERAGES)
-    positive = [value for value in shared if 0 < value < math.inf]
-    if axes.get_yscale() == "log":
+    positive = [value for value in shared if LEAST < value < 1 / LEAST]
+    if axes.get_yscale() == "log" and positive:
         axes.set_ylim(min(positive) / MARGIN, max(positive) * MARGIN)
     axes.locator_params(axis="x", integer=True)  # there is no half step
     axes.set_title(_title(name), fontsize=10)

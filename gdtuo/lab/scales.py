@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["AVERAGES", "plain_ticks", "scale"]
+__all__ = ["AVERAGES", "LEAST", "plain_ticks", "scale"]
 
 AVERAGES = ("momentum", "alpha", "beta1", "beta2", "beta3")
 MARGIN = 1.3  # beyond the numbers, a factor

@@ -347,6 +347,13 @@ def test_panels_are_in_order_on_scales_of_their_own_and_without_bounds(drawn, tm
         assert len(axes.lines) == 1
 
 
+def test_any_learned_rate_can_be_drawn(drawn, tmp_path):
+    row = {"tower": "adam", "height": 0, "lr": 1.0, "seed": 0, "name": "L0/lr"}
+    traces = [{**row, "step": step, "value": value} for step, value in enumerate((5e-324, 1e-3, 0.0, 1.7e308, math.nan))]
+    assert picture_learned.draw_learned(results_of([1.0])._replace(traces=traces), tmp_path / "a.png")
+    assert drawn[0].axes[0].get_yscale() == "log"
+
+
 def test_where_nothing_is_learned_nothing_is_drawn(whole, tmp_path):
     results = open_folder(whole[0])
     plain = [row for row in results.traces if row["tower"] == "adam"]
