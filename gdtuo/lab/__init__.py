@@ -1,1 +1,1 @@
-"""What experiments need around the optimizers: tasks, ablations, data, pictures. Imported on request; the core knows nothing of it."""
+"""What experiments need around the optimizers: tasks, ablations, pictures, data. Imported on request, never by the core."""
