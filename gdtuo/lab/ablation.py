@@ -48,7 +48,7 @@ class Ablation:
         source: the task.
         towers: texts, as `gdtuo.tower` takes them.
         heights: of each tower; its last level is repeated where it is lower. None: as it is.
-        rates: initial learning rates of the weights.
+        rates: initial learning rates of the weights. None: that of each tower.
         seeds: 0, 1, ... below this.
         epochs: None: the task's.
         together: how many cells at a time; None: the task's.
@@ -57,7 +57,7 @@ class Ablation:
     source: Named
     towers: tuple[str, ...]
     heights: tuple[int, ...] | None
-    rates: tuple[float, ...]
+    rates: tuple[float, ...] | None
     seeds: int
     epochs: int | None = None
     together: int | None = None
@@ -89,17 +89,27 @@ class Ablation:
             raise RuntimeError(f"the network of {self.source.task} failed: {type(error).__name__}: {error}") from error
         if other is network:
             raise ValueError(f"The model of the task {self.source.task!r} is one network. Make a new one at each call")
-        for text, lr in product(self.built(), self.rates):
-            if given := re.search(r"\blr=[^,)]*", levels(text)[0]):
-                raise ValueError(f"The tower {text!r} has {given[0]} for the weights, which --lr decides. Leave it out")
-            tower(text).bind([{"params": list(network.parameters()), "lr": lr}])
+        for text in self.built():
+            given = re.search(r"\blr=[^,)]*", levels(text)[0])
+            if given and self.rates is not None:
+                raise ValueError(
+                    f"The tower {text!r} has {given[0]} for the weights, and --lr another one. Leave one of them out"
+                )
+            for lr in self.starts(text):
+                if lr == 0:
+                    raise ValueError(f"The tower {text!r} starts at lr=0, where it stays. Start above 0")
+                tower(text).bind([{"params": list(network.parameters()), "lr": lr}])
+
+    def starts(self, text: str) -> tuple[float, ...]:
+        """The initial learning rates of a tower."""
+        return self.rates if self.rates is not None else (float(tower(text).blueprints()[0].numbers()["lr"]),)
 
     def jobs(self) -> list[list[Cell]]:
         """All cells; each list is trained at once."""
         n = self.together or self.source.load().together
         found = []
         for text, height in self.built().items():
-            cells = [Cell(text, height, lr, seed) for seed, lr in product(range(self.seeds), self.rates)]
+            cells = [Cell(text, height, lr, seed) for seed, lr in product(range(self.seeds), self.starts(text))]
             found += [cells[i : i + n] for i in range(0, len(cells), n)]
         return found
 

@@ -86,8 +86,8 @@ def _parser() -> Parser:
         "a tower's last level is repeated (default: as written)"
     )  # fmt: skip
     ablate.add_argument(
-        "--lr", type=_parsed(grids.rates), default=(1e-3,), metavar="A:B:N", help="initial learning rates of the weights, "
-        "N of them equal factors apart, or a list (default: 1e-3)"
+        "--lr", type=_parsed(grids.rates), metavar="A:B:N", help="initial learning rates of the weights, "
+        "N of them equal factors apart, or a list (default: each tower's own)"
     )  # fmt: skip
     ablate.add_argument("--seeds", type=_count, default=1, metavar="N", help="0 to N-1, of weights and batches (default: 1)")
     ablate.add_argument("--epochs", type=_count, metavar="N", help="default: the task's")

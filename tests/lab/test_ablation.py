@@ -151,6 +151,15 @@ def test_another_ablation_s_folder_is_refused(tmp_path, monkeypatch, capsys):
     assert table(tmp_path / "results.csv") == before
 
 
+def test_without_rates_each_tower_starts_from_its_own(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(HERE)
+    towers = ["--tower", "adam(lr=0.03)/sgd", "--tower", "sgd/sgd", "--tower", "adam"]
+    found = ablate(tmp_path, "--task", "own_tasks:blobs", *towers)
+    assert [row["lr"] for row in found.rows] == [0.03, 0.01, 0.001]
+    (alone,) = train(own_tasks.blobs(), "adam/sgd", [Start(0.03, 0)])
+    assert found.rows[0]["loss"] == pytest.approx(alone.loss, rel=1e-12)
+
+
 def test_divergence_is_a_result(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(HERE)
     found = ablate(tmp_path, "--task", "own_tasks:square", "--tower", "sgd/sgd", "--heights", "0:1", "--lr", "0.1,1e200")
@@ -383,7 +392,8 @@ GOOD = {"--task": "digits", "--tower": "adam/sgd", "--out": "never"}
     [
         ({"--task": "digit"}, "Use digits, mnist"),
         ({"--task": "own_tasks:one_network"}, "Make a new one at each call"),
-        ({"--tower": "adam(betas=(0.5, 0.9), lr=0.1)/sgd"}, "lr=0.1 for the weights, which --lr decides. Leave it out"),
+        ({"--tower": "adam(betas=(0.5, 0.9), lr=0.1)/sgd", "--lr": "0.2"}, "and --lr another one. Leave one of them out"),
+        ({"--tower": "adam(lr=0)/sgd"}, "Start above 0"),
         ({"--task": "own_tasks:nope"}, "Name a function of own_tasks"),
         ({"--tower": "adm"}, "There are adafactor, adagrad, adam"),
         ({"--tower": "adam/"}, "Write levels bottom first"),
