@@ -392,7 +392,7 @@ GOOD = {"--task": "digits", "--tower": "adam/sgd", "--out": "never"}
     [
         ({"--task": "digit"}, "Use digits, mnist"),
         ({"--task": "own_tasks:one_network"}, "Make a new one at each call"),
-        ({"--tower": "adam(betas=(0.5, 0.9), lr=0.1)/sgd", "--lr": "0.2"}, "and --lr another one. Leave one of them out"),
+        ({"--tower": "adam(betas=(0.5, 0.9), lr=0.1)/sgd", "--lr": "0.2"}, "and --lr another one. Leave out one"),
         ({"--tower": "adam(lr=0)/sgd"}, "Start above 0"),
         ({"--task": "own_tasks:nope"}, "Name a function of own_tasks"),
         ({"--tower": "adm"}, "There are adafactor, adagrad, adam"),
