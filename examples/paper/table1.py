@@ -1,0 +1,267 @@
+"""Table 1 of the towers paper: eighteen stacks on MNIST, and the plain optimizers once more with what the stacks have learned.
+
+Each stack is trained by the published algorithm on this package's engine (`gdtuo.compat`) and by this package's own classes with
+their defaults; with --referee also by the published package itself. All see the same initial weights and batches.
+
+    python examples/paper/table1.py --data DIR --referee    # 40 minutes of one core; killed and called again, it goes on
+    python examples/paper/table1.py --quick --referee       # scikit-learn's digits, a few epochs: seconds
+
+After Chandra, Xie, Ragan-Kelley, Meijer, "Gradient Descent: The Ultimate Optimizer", NeurIPS 2022, Table 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import math
+import re
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import stacks
+
+from gdtuo.lab import figures
+from gdtuo.lab.journal import Row
+from gdtuo.lab.sweep import sweep
+
+RESULTS = ("error", "loss", *stacks.LEARNED)
+SLACK = 0.4  # percentage points in which a row may be off whatever its spread
+
+
+class Figure(NamedTuple):
+    """A test error in percent over repetitions."""
+
+    mean: float
+    deviation: float
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> Figure:
+        """The summary of some cells."""
+        errors = [float(row["error"]) for row in rows]
+        return cls(statistics.mean(errors), statistics.stdev(errors))
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} ± {self.deviation:.2f}"
+
+    def agrees(self, other: Figure) -> bool:
+        """Whether the means are within three combined standard deviations, or within SLACK."""
+        combined = math.hypot(self.deviation, other.deviation)
+        return abs(self.mean - other.mean) <= max(3 * combined, SLACK)
+
+
+class Published(NamedTuple):
+    """A row of the paper: the stack with its numbers, its error; what it has learned, and the error of the rerun with that."""
+
+    title: str
+    stack: str
+    error: Figure
+    learned: tuple[float, ...] = ()
+    rerun: Figure | None = None
+
+
+TABLE = (
+    Published("SGD", "SGD(0.01)", Figure(8.99, 0.05)),
+    Published("SGD / SGD", "SGD(0.01) / SGD(0.01)", Figure(4.81, 0.10), (0.0769,), Figure(5.44, 0.10)),
+    Published("SGD / Adam(0.1)", "SGD(0.01) / Adam(0.1)", Figure(4.86, 0.06), (0.4538,), Figure(2.80, 0.09)),
+    Published("SGD / AdaGrad", "SGD(0.01) / AdaGrad(0.01)", Figure(4.85, 0.21), (0.0836,), Figure(5.17, 0.03)),
+    Published("SGD / RMSProp(0.1)", "SGD(0.01) / RMSProp(0.1)", Figure(4.52, 0.02), (0.5920,), Figure(2.52, 0.07)),
+    Published("Adam", "Adam(0.001)", Figure(4.67, 0.06)),
+    Published("Adam / SGD(1e-5)", "Adam(0.001) / SGD(1e-05)", Figure(3.03, 0.02), (0.0040, 0.899, 0.999), Figure(3.11, 0.06)),
+    Published("Adam[lr] / SGD(1e-5)", "AdamBaydin(0.001) / SGD(1e-05)", Figure(3.12, 0.04), (0.0021,), Figure(3.47, 0.02)),
+    Published("Adam / Adam", "Adam(0.001) / Adam(0.001)", Figure(3.05, 0.09), (0.0038, 0.870, 0.999), Figure(3.24, 0.13)),
+    Published("Adam[lr] / Adam", "AdamBaydin(0.001) / Adam(0.001)", Figure(3.04, 0.08), (0.0036,), Figure(3.08, 0.12)),
+    Published("AdaGrad", "AdaGrad(0.01)", Figure(7.40, 0.08)),
+    Published("AdaGrad / SGD", "AdaGrad(0.01) / SGD(0.01)", Figure(6.90, 0.16), (0.0080,), Figure(7.75, 0.02)),
+    Published("AdaGrad / AdaGrad", "AdaGrad(0.01) / AdaGrad(0.01)", Figure(5.03, 0.23), (0.0151,), Figure(6.67, 0.08)),
+    Published("RMSProp", "RMSProp(0.01)", Figure(4.19, 0.47)),
+    Published("RMSProp[lr] / SGD(1e-4)", "RMSPropAlpha(0.01) / SGD(0.0001)", Figure(3.55, 0.23), (0.0030,), Figure(3.93, 0.70)),
+    Published("RMSProp / SGD(1e-4)", "RMSProp(0.01) / SGD(0.0001)", Figure(3.33, 0.07), (0.0032, 0.9899), Figure(3.25, 0.09)),
+    Published(
+        "RMSProp[lr] / RMSProp(1e-4)", "RMSPropAlpha(0.01) / RMSProp(0.0001)", Figure(3.42, 0.45), (0.0021,), Figure(3.60, 0.04)
+    ),
+    Published(
+        "RMSProp / RMSProp(1e-4)", "RMSProp(0.01) / RMSProp(0.0001)", Figure(2.96, 0.11), (0.0020, 0.9962), Figure(3.65, 0.36)
+    ),
+)
+
+
+# ---------------------------------------------------------------- the cells
+
+
+class Size(NamedTuple):
+    """How large the experiment is."""
+
+    task: str
+    epochs: Mapping[str, int]  # by the class of the lowest level, without what its name says of learning
+    seeds: int
+
+
+def plain(stack: str) -> str:
+    """The class of the lowest level, without what its name says of learning."""
+    return re.sub("Baydin|Alpha", "", stacks.levels(stack)[0][0])
+
+
+FULL = Size("mnist", {"SGD": 30, "AdaGrad": 30, "Adam": 5, "RMSProp": 5}, 3)
+QUICK = Size("digits", {"SGD": 4, "AdaGrad": 4, "Adam": 1, "RMSProp": 1}, 2)
+
+
+def cells(size: Size, package: str, stack: str) -> list[dict[str, str | int]]:
+    """The repetitions of a stack."""
+    base: dict[str, str | int] = {"package": package, "stack": stack, "task": size.task, "epochs": size.epochs[plain(stack)]}
+    return [{**base, "seed": seed} for seed in range(size.seeds)]
+
+
+def own(stack: str) -> str:
+    """The stack with this package's defaults: a learning rate at the weights as in the paper, no number above."""
+    bottom, *above = stacks.levels(stack)
+    return " / ".join([f"{bottom[0]}({bottom[1][0]:g})", *(name for name, _ in above)])
+
+
+def rerun(stack: str, learned: Sequence[float]) -> str:
+    """The plain optimizer with what a stack has learned."""
+    return f"{plain(stack)}({', '.join(f'{value:.5g}' for value in learned)})"
+
+
+def means(rows: Sequence[Row], names: int) -> tuple[float, ...]:
+    """What has been learned, in the order of the optimizer's arguments, the mean over repetitions."""
+    values = [[float(row[name]) for name in stacks.LEARNED if row[name] != ""] for row in rows]
+    return tuple(map(statistics.mean, zip(*values, strict=True)))[:names]
+
+
+class Line(NamedTuple):
+    """A row of the table with what was measured here."""
+
+    published: Published
+    compat: Figure
+    learned: tuple[float, ...]
+    rerun: Figure | None  # with the values of `learned`
+    rerun_published: Figure | None  # with the values that the paper prints
+    own: Figure
+    own_learned: tuple[float, ...]
+    referee: Figure | None
+
+
+def measure(size: Size, run: Callable[[Sequence[Mapping[str, str | int]]], list[Row]], referee: bool) -> list[Line]:
+    """Train every cell that is missing; the whole table."""
+    todo = [cell for row in TABLE for cell in cells(size, "compat", row.stack)]
+    todo += [cell for row in TABLE for cell in cells(size, "gdtuo", own(row.stack))]
+    todo += [cell for row in TABLE if row.rerun for cell in cells(size, "compat", rerun(row.stack, row.learned))]
+    rows = run(todo)
+    found: dict[tuple[str, str], list[Row]] = {}
+
+    def collect(rows: Sequence[Row]) -> None:
+        for row in rows:
+            found.setdefault((str(row["package"]), str(row["stack"])), []).append(row)
+
+    collect(rows)
+    learned = {row.title: means(found["compat", row.stack], len(row.learned)) for row in TABLE}
+    collect(run([cell for row in TABLE if row.rerun for cell in cells(size, "compat", rerun(row.stack, learned[row.title]))]))
+    if referee:
+        collect(run([cell for row in TABLE for cell in cells(size, stacks.REFEREE, row.stack)]))
+
+    def figure(package: str, stack: str) -> Figure:
+        return Figure.of(found[package, stack])
+
+    return [
+        Line(
+            row,
+            figure("compat", row.stack),
+            learned[row.title],
+            figure("compat", rerun(row.stack, learned[row.title])) if row.rerun else None,
+            figure("compat", rerun(row.stack, row.learned)) if row.rerun else None,
+            figure("gdtuo", own(row.stack)),
+            means(found["gdtuo", own(row.stack)], len(row.learned)),
+            figure(stacks.REFEREE, row.stack) if referee else None,
+        )
+        for row in TABLE
+    ]
+
+
+# ---------------------------------------------------------------- what comes out
+
+
+def table(lines: Sequence[Line]) -> str:
+    """As Markdown, a row for each stack."""
+    head = ["stack", "published", "here", "agrees", "referee", "learned: published", "here", "rerun: published"]
+    head += ["here, published values", "here, learned here", "agrees", "own defaults", "own learned"]
+    rows = [head, ["---"] * len(head)]
+    for line in lines:
+        row = line.published
+        again = ["", "", "", "", "", ""]
+        if row.rerun and line.rerun and line.rerun_published:
+            verdict = "yes" if line.rerun_published.agrees(row.rerun) else "no"
+            again = [
+                _numbers(row.learned),
+                _numbers(line.learned),
+                *map(str, (row.rerun, line.rerun_published, line.rerun)),
+                verdict,
+            ]
+        verdict = "yes" if line.compat.agrees(row.error) else "no"
+        first = [row.title, str(row.error), str(line.compat), verdict, str(line.referee or "")]
+        rows.append([*first, *again, str(line.own), _numbers(line.own_learned)])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4f}" for value in values)
+
+
+def draw(lines: Sequence[Line], size: Size, path: Path) -> None:
+    """A row for each stack: published error, ours, the referee's, our defaults'."""
+    plt = figures.pyplot()
+    figure, axes = plt.subplots(figsize=(10, 8.4), layout="constrained")
+    kinds: list[tuple[str, str, str, Callable[[Line], Figure | None]]] = [
+        ("as published", figures.BLACK, "|", lambda line: line.published.error),
+        ("the published algorithm here (gdtuo.compat)", figures.BLUE, "o", lambda line: line.compat),
+        ("the published package on the same seeds", figures.SKY, "s", lambda line: line.referee),
+        ("gdtuo's own classes and defaults", figures.ORANGE, "D", lambda line: line.own),
+    ]
+    for k, (label, color, marker, of) in enumerate(kinds):
+        points = [(i - 0.27 + 0.18 * k, found) for i, line in enumerate(lines) if (found := of(line))]
+        if points:
+            heights, values = zip(*points, strict=True)
+            means, spreads = [value.mean for value in values], [value.deviation for value in values]
+            size_of = 11 if marker == "|" else 6
+            style = {"color": color, "marker": marker, "markersize": size_of, "markeredgewidth": 2 if marker == "|" else 0}
+            axes.errorbar(means, heights, xerr=spreads, linestyle="", elinewidth=1.5, label=label, **style)
+    for i in range(0, len(lines), 2):
+        axes.axhspan(i - 0.5, i + 0.5, color="0.96", linewidth=0, zorder=0)
+    axes.set_yticks(range(len(lines)), [line.published.title for line in lines])
+    axes.set(xscale="log", xlabel=f"test error on {size.task}, %: mean ± standard deviation of {size.seeds} seeds")
+    axes.set_ylim(len(lines) - 0.5, -0.5)
+    ticks = [2, 3, 4, 5, 6, 7, 8, 9, 10, 15, 20, 30, 50, 100]
+    low, high = axes.get_xlim()
+    axes.set_xticks(*zip(*((tick, str(tick)) for tick in ticks if low <= tick <= high), strict=True))
+    axes.minorticks_off()
+    axes.grid(visible=False, axis="y")
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.4, 1.1), ncols=2, fontsize=10)
+    figure.suptitle("Table 1 of the towers paper, published and here", **figures.HEADLINE)
+    figures.save(figure, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    stacks.add_options(parser)
+    parser.add_argument("--referee", action="store_true", help="train by the published package too")
+    arguments = parser.parse_args()
+    size = QUICK if arguments.quick else FULL
+    stacks.check(parser, arguments, size.task)
+    train = functools.partial(stacks.classify, folder=arguments.data)
+    path = arguments.out / "table1.csv"
+
+    def run(cells: Sequence[Mapping[str, str | int]]) -> list[Row]:
+        unique = list({tuple(cell.items()): cell for cell in cells}.values())  # two rows may have learned the same
+        return sweep(train, unique, path, RESULTS, arguments.processes, "table 1")
+
+    lines = measure(size, run, arguments.referee)
+    text = table(lines)
+    print(text)
+    path.with_suffix(".md").write_text(text + "\n")
+    draw(lines, size, arguments.out / "paper-table1.png")
+    print(f"\nCells: {path}\nThe picture: {arguments.out / 'paper-table1.png'}")
+
+
+if __name__ == "__main__":
+    main()
