@@ -1,21 +1,23 @@
 """A character model of War and Peace: two layers of 128 LSTM cells, trained by Adam and by Adam with a learned learning rate.
 
 From three initial rates: Adam alone; the published algorithm, Adam above Adam, with a hyper-step of a hundredth of the initial
-rate; and this package's defaults, Adam / SGD / SGD. The paper trains for 50 epochs; this is about two and a half.
+rate; and this package's defaults, Adam / SGD / SGD. The paper trains for 50 epochs; this is about one and three quarters.
 
-    python examples/paper/char_rnn.py --text FILE    # 20 minutes of one core; killed and called again, it goes on
+    python examples/paper/char_rnn.py --text FILE    # a quarter of an hour of one core; killed and called again, it goes on
     python examples/paper/char_rnn.py --quick        # a small network reads this package's own source: seconds
 
-After Chandra, Xie, Ragan-Kelley, Meijer, "Gradient Descent: The Ultimate Optimizer", NeurIPS 2022, section 4.3; text and network
-are those of Karpathy, Johnson, Fei-Fei, "Visualizing and Understanding Recurrent Networks", 2015.
+After Chandra, Xie, Ragan-Kelley, Meijer, "Gradient Descent: The Ultimate Optimizer", NeurIPS 2022. Text and network are those of
+Karpathy, Johnson, Fei-Fei, "Visualizing and Understanding Recurrent Networks", 2015; but chunks of the text come in random
+order, and the network reads each without what came before.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +29,7 @@ import gdtuo
 from gdtuo.lab import figures, options
 from gdtuo.lab.characters import Text, read_text
 from gdtuo.lab.journal import Row
+from gdtuo.lab.recurrent import BATCH, LENGTH, Characters, draw_chunks, validation_loss
 from gdtuo.lab.sweep import sweep
 
 STARTS = (1e-4, 2e-3, 1e-2)
@@ -54,15 +57,12 @@ KINDS = (
 
 
 class Size(NamedTuple):
-    """How large the experiment is: of the network, of a batch (texts read side by side, characters of each), of the run."""
+    """How large the experiment is: cells in a layer, steps of training, steps between two looks at the validation loss."""
 
-    cells: int
-    side_by_side: int
-    length: int
+    width: int
     steps: int
-    every: int  # steps between two looks at the validation loss
-    validation: int  # batches in a look
-    seeds: int
+    every: int
+    seeds: int = 1
 
     @property
     def looks(self) -> range:
@@ -70,48 +70,11 @@ class Size(NamedTuple):
         return range(0, self.steps + 1, self.every)
 
 
-FULL = Size(128, 50, 50, 3000, 150, 40, 1)
-QUICK = Size(16, 10, 20, 40, 20, 5, 1)
+FULL = Size(width=128, steps=2000, every=100)
+QUICK = Size(width=16, steps=10, every=10)
 
 
 # ---------------------------------------------------------------- training
-
-
-class Characters(nn.Module):
-    """Two layers of LSTM from characters to logits of the next."""
-
-    def __init__(self, vocabulary: int, cells: int) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(vocabulary, cells, num_layers=2, batch_first=True)
-        self.out = nn.Linear(cells, vocabulary)
-
-    def forward(self, text: Tensor, memory: Sequence[Tensor] | None) -> tuple[Tensor, Sequence[Tensor]]:
-        """[batch, time] numbers of characters -> [batch, time, vocabulary] logits; the memory goes on from text to text."""
-        hot = nn.functional.one_hot(text, self.out.out_features).to(self.out.weight.dtype)
-        hidden, memory = self.lstm(hot, memory)
-        return self.out(hidden), memory
-
-
-def batches(text: Tensor, side_by_side: int, length: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The text from its beginning, in so many parts read side by side: characters and those that follow them."""
-    part = (len(text) - 1) // side_by_side
-    first, following = (text[k : k + side_by_side * part].view(side_by_side, part) for k in (0, 1))
-    for start in range(0, part - length + 1, length):
-        yield first[:, start : start + length], following[:, start : start + length]
-
-
-class Reader:
-    """A model that reads on: its memory is kept from batch to batch, gradients end at a batch's beginning."""
-
-    def __init__(self, model: Characters) -> None:
-        self.model = model
-        self.memory: Sequence[Tensor] | None = None
-
-    def loss(self, text: Tensor, following: Tensor) -> Tensor:
-        """In nats per character."""
-        logits, memory = self.model(text, self.memory)
-        self.memory = [part.detach() for part in memory]
-        return nn.functional.cross_entropy(logits.flatten(0, 1), following.flatten())
 
 
 @functools.cache
@@ -119,33 +82,28 @@ def _read(path: Path) -> Text:
     return read_text(path)
 
 
+def _loss(model: Characters, chunks: Tensor) -> Tensor:
+    """In nats per character."""
+    return nn.functional.cross_entropy(model(chunks[:, :-1]).flatten(0, 1), chunks[:, 1:].flatten())
+
+
 def train(package: str, stack: str, seed: int, path: Path, size: Size) -> Mapping[str, float | str]:
-    """Train from the text's beginning, again from there at its end; the validation loss and the learning rate at each look."""
+    """The validation loss and the learning rate at each look; initial weights and batches depend on the seed alone."""
     text = _read(path)
     torch.manual_seed(seed)
-    model = Characters(len(text.vocabulary), size.cells)
+    model = Characters(len(text.vocabulary), size.width)
     trainer = stacks.Trainer(package, stack, model)
+    generator = torch.Generator().manual_seed(seed)
+    chunks = itertools.chain.from_iterable(draw_chunks(text.train, generator) for _ in itertools.count())
     found: dict[str, float | str] = {}
-    source: Iterator[tuple[Tensor, Tensor]] = iter(())
-    reader = Reader(model)
     for step in range(size.steps + 1):
         if step % size.every == 0:
-            found |= {f"loss {step}": _validation_loss(model, text, size), f"lr {step}": trainer.learned()["lr"]}
-        batch = next(source, None)
-        if batch is None:
-            source, reader = batches(text.train, size.side_by_side, size.length), Reader(model)
-            batch = next(source)
+            with torch.no_grad():
+                found[f"loss {step}"] = validation_loss(model, text.validation)
+            found[f"lr {step}"] = trainer.learned()["lr"]
         if step < size.steps:
-            trainer.step(functools.partial(reader.loss, *batch))
+            trainer.step(functools.partial(_loss, model, next(chunks)))
     return found
-
-
-@torch.no_grad()
-def _validation_loss(model: Characters, text: Text, size: Size) -> float:
-    reader = Reader(model)
-    source = batches(text.validation, size.side_by_side, size.length)
-    losses = [reader.loss(*batch) for batch, _ in zip(source, range(size.validation), strict=False)]
-    return torch.stack(losses).mean().item()
 
 
 # ---------------------------------------------------------------- what comes out
@@ -181,7 +139,10 @@ def draw(rows: Mapping[tuple[str, str], Row], size: Size, title: str, path: Path
                 axes.plot(size.looks, values, color=kind.color, linestyle=kind.stroke, linewidth=2, label=kind.title)
         upper.set_title(f"initial learning rate {lr:g}")
         lower.set_xlabel("training step")
-    above[0].set_ylabel("validation loss, nats per character")
+    above[0].set(ylabel="validation loss, nats per character", yscale="log")
+    ticks = [1.5, 2, 2.5, 3, 3.5, 4, 4.5]
+    above[0].set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    above[0].minorticks_off()
     below[0].set(ylabel="Adam's learning rate", yscale="log")
     handles, labels = above[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=len(KINDS), fontsize=11)
@@ -192,7 +153,8 @@ def draw(rows: Mapping[tuple[str, str], Row], size: Size, title: str, path: Path
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, metavar="FILE", help="a text in UTF-8")
-    stacks.add_options(parser, folder=False)
+    stacks.add_output(parser)
+    stacks.add_processes(parser)
     arguments = parser.parse_args()
     options.at_least_1(parser, arguments, "processes")
     if not (arguments.text or arguments.quick):
@@ -217,9 +179,9 @@ def main() -> None:
     shown = table(rows, size)
     print(shown)
     path.with_suffix(".md").write_text(shown + "\n")
-    epochs = size.steps * size.side_by_side * size.length / length
+    epochs = size.steps * BATCH * LENGTH / length
     name = arguments.text.stem if arguments.text else "this package's source"
-    title = f"2 × {size.cells} LSTM on {name}: {size.steps:,} steps, {epochs:.2g} epochs"
+    title = f"2 × {size.width} LSTM on {name}: {size.steps:,} steps, {epochs:.2g} epochs"
     draw(rows, size, title, arguments.out / "paper-char-rnn.png")
     print(f"\nCells: {path}\nThe picture: {arguments.out / 'paper-char-rnn.png'}")
 

@@ -168,7 +168,9 @@ def _axes(axes: Axes, size: Size) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    stacks.add_options(parser)
+    stacks.add_data(parser)
+    stacks.add_output(parser)
+    stacks.add_processes(parser)
     arguments = parser.parse_args()
     size = QUICK if arguments.quick else FULL
     stacks.check(parser, arguments, size.task)

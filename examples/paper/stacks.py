@@ -20,7 +20,19 @@ import gdtuo
 from gdtuo import compat
 from gdtuo.lab import data, options
 
-__all__ = ["LEARNED", "PACKAGES", "REFEREE", "Trainer", "add_options", "check", "classifier", "classify", "levels"]
+__all__ = [
+    "LEARNED",
+    "PACKAGES",
+    "REFEREE",
+    "Trainer",
+    "add_data",
+    "add_output",
+    "add_processes",
+    "check",
+    "classifier",
+    "classify",
+    "levels",
+]
 
 #: The published algorithm on this package's engine; this package's own classes and defaults; the published package itself.
 PACKAGES = ("compat", "gdtuo")
@@ -184,13 +196,21 @@ def classify(
 # ---------------------------------------------------------------- their command lines
 
 
-def add_options(parser: argparse.ArgumentParser, folder: bool = True) -> None:
-    """What the paper's experiments have in common; `folder`: one of data."""
-    if folder:
-        parser.add_argument("--data", metavar="DIR", help=f"folder of mnist/ (default: ${data.FOLDER_VARIABLE})")
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Where results go, and how large they are."""
     parser.add_argument("--out", type=Path, default=Path("runs/paper"), help="folder of results (default: runs/paper)")
-    parser.add_argument("--quick", action="store_true", help="a small version without any data folder")
+    parser.add_argument("--quick", action="store_true", help="a small version without any data: seconds")
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """How many cells at a time."""
     parser.add_argument("--processes", type=int, help="at a time (default: one a core)")
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """The folder of data."""
+    default = f"${data.FOLDER_VARIABLE}, else downloaded into a cache"
+    parser.add_argument("--data", metavar="DIR", help=f"folder of mnist/ (default: {default})")
 
 
 def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace, task: str) -> None:

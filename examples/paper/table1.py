@@ -243,7 +243,9 @@ def draw(lines: Sequence[Line], size: Size, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    stacks.add_options(parser)
+    stacks.add_data(parser)
+    stacks.add_output(parser)
+    stacks.add_processes(parser)
     parser.add_argument("--referee", action="store_true", help="train by the published package too")
     arguments = parser.parse_args()
     size = QUICK if arguments.quick else FULL

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-__all__ = ["LENGTH", "Characters", "draw_chunks", "validation_loss"]
+__all__ = ["BATCH", "LENGTH", "Characters", "draw_chunks", "validation_loss"]
 
 BATCH = 50  # chunks at a time
 LENGTH = 50  # characters that a chunk predicts
