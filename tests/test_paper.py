@@ -8,6 +8,7 @@ from pathlib import Path
 
 import char_rnn
 import cost
+import last_values
 import pytest
 import sensitivity
 import stacks
@@ -16,6 +17,7 @@ import torch
 
 import gdtuo
 from gdtuo.lab.journal import read
+from gdtuo.lab.recurrent import Characters
 
 PAPER = Path(__file__).parent.parent / "examples" / "paper"
 
@@ -86,10 +88,10 @@ def test_the_published_package_and_ours_train_alike(float64, row):
         assert found[1]["lr"] != stacks.levels(row.stack)[0][1][0]
 
 
-def test_the_published_package_trains_an_lstm_that_follows(float64):
+def test_the_published_package_trains_an_lstm_as_ours_does(float64):
     generator = torch.Generator().manual_seed(1)
     chunks = [torch.randint(5, (3, 8), generator=generator) for _ in range(6)]
-    arguments = "AdamBaydin(0.01) / SGD(0.001)", lambda: cost.Followed(5, 4), chunks, next_character
+    arguments = "AdamBaydin(0.01) / SGD(0.001)", lambda: Characters(5, 4), chunks, next_character
     found = trained("compat", *arguments)
     assert_close(found, trained("published", *arguments))
     assert len(set(found[0])) == 6
@@ -267,3 +269,18 @@ def test_what_is_wrong_is_said_before_anything_is_trained(script, arguments, rem
     assert exit.value.code == 2
     assert remedy in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_last_values_are_those_of_the_table(tmp_path, monkeypatch):
+    run(last_values, monkeypatch, "--quick", "--processes", 1, "--out", tmp_path)
+    row = last_values.chosen()[0]
+    cells = read(tmp_path / "last_values.csv")
+    of_stack = [cell for cell in cells if cell["stack"] == row.stack]
+    for cell in of_stack:
+        keys = "package", "stack", "task", "epochs", "seed"
+        assert stacks.classify(**{key: cell[key] for key in keys})["lr"] == cell["last"]
+        assert cell["lowest"] <= cell["tenth"] <= cell["median"] <= cell["ninetieth"] <= cell["highest"]
+    line = rows_of((tmp_path / "last_values.md").read_text())[0]
+    assert line[2] == ", ".join(f"{cell['last']:.3g}" for cell in of_stack)
+    assert line[4] == f"{last_values.median(of_stack):g}"
+    assert sum(cell["stack"] == f"SGD({line[4]})" for cell in cells) == 2

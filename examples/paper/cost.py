@@ -39,15 +39,6 @@ PUBLISHED = {"MLP": {1: 0.5, 3: 3.4}, "CNN": {1: 1.5, 3: 6.2}, "LSTM": {1: 2.0, 
 # ---------------------------------------------------------------- networks
 
 
-class Followed(Characters):
-    """The published package puts new tensors in the place of parameters; an LSTM must be told, or it goes on with the old."""
-
-    def forward(self, characters: Tensor) -> Tensor:
-        """[batch, time] -> [batch, time, vocabulary]."""
-        self.lstm._flat_weights = [getattr(self.lstm, name) for name in self.lstm._flat_weights_names]
-        return super().forward(characters)
-
-
 def convolutional() -> nn.Module:
     """Three convolutions on pictures of 28 × 28."""
     layers: list[nn.Module] = []
@@ -61,7 +52,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, Te
     "MLP": (lambda: stacks.classifier(784), lambda: (torch.rand(256, 784), torch.randint(10, (256,)))),
     "CNN": (convolutional, lambda: (torch.rand(64, 1, 28, 28), torch.randint(10, (64,)))),
     "LSTM": (
-        lambda: Followed(VOCABULARY),
+        lambda: Characters(VOCABULARY),
         lambda: (torch.randint(VOCABULARY, (BATCH, LENGTH)), torch.randint(VOCABULARY, (BATCH, LENGTH))),
     ),
 }

@@ -169,9 +169,23 @@ def _loss(model: nn.Module, examples: data.Examples) -> Tensor:
 
 
 def classify(
-    package: str, stack: str, task: str, epochs: int, seed: int, folder: str | Path | None = None
+    package: str,
+    stack: str,
+    task: str,
+    epochs: int,
+    seed: int,
+    folder: str | Path | None = None,
+    watch: Callable[[Trainer], object] = lambda trainer: None,
 ) -> Mapping[str, float | str]:
     """Train the network: initial weights and the order of the batches depend on the seed alone.
+
+    Args:
+        package, stack: what trains it.
+        task: "mnist" or "digits".
+        epochs: of training.
+        seed: of everything.
+        folder: where the data are.
+        watch: called after each step of the last epoch.
 
     Returns:
         `error` on the test set in percent (100 if a weight is not finite); the last epoch's mean training `loss`; what has been
@@ -182,10 +196,12 @@ def classify(
     model = classifier(examples.inputs.shape[1])
     trainer = Trainer(package, stack, model)
     losses: list[Tensor] = []
-    for _ in range(epochs):
+    for epoch in range(epochs):
         losses = []
         for batch in torch.randperm(len(examples)).split(BATCH):
             losses.append(trainer.step(functools.partial(_loss, model, examples[batch])))
+            if epoch == epochs - 1:
+                watch(trainer)
     with torch.no_grad():
         outputs = model(test.inputs)
         wrong = outputs.argmax(1) != test.labels
