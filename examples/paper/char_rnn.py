@@ -1,9 +1,9 @@
 """A character model of War and Peace: two layers of 128 LSTM cells, trained by Adam and by Adam with a learned learning rate.
 
 From three initial rates: Adam alone; the published algorithm, Adam above Adam, with a hyper-step of a hundredth of the initial
-rate; and this package's defaults, Adam / SGD / SGD. The paper trains for 50 epochs; this is about one and three quarters.
+rate; and this package's defaults, Adam / SGD / SGD. The paper trains for 50 epochs; this is about one.
 
-    python examples/paper/char_rnn.py --text FILE    # a quarter of an hour of one core; killed and called again, it goes on
+    python examples/paper/char_rnn.py --text FILE    # 10 minutes of one core; killed and called again, it goes on
     python examples/paper/char_rnn.py --quick        # a small network reads this package's own source: seconds
 
 After Chandra, Xie, Ragan-Kelley, Meijer, "Gradient Descent: The Ultimate Optimizer", NeurIPS 2022. Text and network are those of
@@ -70,7 +70,7 @@ class Size(NamedTuple):
         return range(0, self.steps + 1, self.every)
 
 
-FULL = Size(width=128, steps=2000, every=100)
+FULL = Size(width=128, steps=1200, every=60)
 QUICK = Size(width=16, steps=10, every=10)
 
 

@@ -85,7 +85,7 @@ Cell = dict[str, str | int]
 def cells(size: Size) -> list[Cell]:
     """One for each tower and seed; without a level above, two kinds may have the same."""
     found: dict[tuple[str, str, int], Cell] = {}
-    for height, kind, lr, seed in itertools.product(range(size.heights), KINDS, size.starts, range(size.seeds)):
+    for seed, height, kind, lr in itertools.product(range(size.seeds), range(size.heights), KINDS, size.starts):
         package, stack = kind.package, kind.stack(lr, height)
         found[package, stack, seed] = {
             "package": package,

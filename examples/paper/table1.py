@@ -141,6 +141,7 @@ class Line(NamedTuple):
     own: Figure
     own_learned: tuple[float, ...]
     referee: Figure | None
+    referee_learned: tuple[float, ...]
 
 
 def measure(size: Size, run: Callable[[Sequence[Mapping[str, str | int]]], list[Row]], referee: bool) -> list[Line]:
@@ -174,6 +175,7 @@ def measure(size: Size, run: Callable[[Sequence[Mapping[str, str | int]]], list[
             figure("gdtuo", own(row.stack)),
             means(found["gdtuo", own(row.stack)], len(row.learned)),
             figure(stacks.REFEREE, row.stack) if referee else None,
+            means(found[stacks.REFEREE, row.stack], len(row.learned)) if referee else (),
         )
         for row in TABLE
     ]
@@ -183,25 +185,25 @@ def measure(size: Size, run: Callable[[Sequence[Mapping[str, str | int]]], list[
 
 
 def table(lines: Sequence[Line]) -> str:
-    """As Markdown, a row for each stack."""
-    head = ["stack", "published", "here", "agrees", "referee", "learned: published", "here", "rerun: published"]
-    head += ["here, published values", "here, learned here", "agrees", "own defaults", "own learned"]
-    rows = [head, ["---"] * len(head)]
+    """As Markdown: the errors of all stacks; what the stacks have learned, and the plain optimizers with that."""
+    errors = [["stack", "published", "here", "agrees", "the published package", "gdtuo's defaults", "learned by them"]]
+    reruns = [["learned by", "published", "here", "by the published package", "rerun: published", "here, values as published"]]
+    reruns[0] += ["agrees", "here, values of here"]
+    for table in (errors, reruns):
+        table.append(["---"] * len(table[0]))
     for line in lines:
         row = line.published
-        again = ["", "", "", "", "", ""]
+        here = [str(line.compat), _verdict(line.compat, row.error), str(line.referee or "")]
+        errors.append([row.title, str(row.error), *here, str(line.own), _numbers(line.own_learned)])
         if row.rerun and line.rerun and line.rerun_published:
-            verdict = "yes" if line.rerun_published.agrees(row.rerun) else "no"
-            again = [
-                _numbers(row.learned),
-                _numbers(line.learned),
-                *map(str, (row.rerun, line.rerun_published, line.rerun)),
-                verdict,
-            ]
-        verdict = "yes" if line.compat.agrees(row.error) else "no"
-        first = [row.title, str(row.error), str(line.compat), verdict, str(line.referee or "")]
-        rows.append([*first, *again, str(line.own), _numbers(line.own_learned)])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+            learned = [_numbers(values) for values in (row.learned, line.learned, line.referee_learned)]
+            again = [str(row.rerun), str(line.rerun_published), _verdict(line.rerun_published, row.rerun), str(line.rerun)]
+            reruns.append([row.title, *learned, *again])
+    return "\n\n".join("\n".join(f"| {' | '.join(cells)} |" for cells in rows) for rows in (errors, reruns))
+
+
+def _verdict(here: Figure, published: Figure) -> str:
+    return "yes" if here.agrees(published) else "no"
 
 
 def _numbers(values: Sequence[float]) -> str:
