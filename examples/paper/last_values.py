@@ -3,7 +3,7 @@
 Of some stacks the learning rate after each step of the last epoch, and the plain optimizer once more with its median instead of
 its last value.
 
-    python examples/paper/last_values.py --data DIR    # 6 minutes of one core; killed and called again, it goes on
+    python examples/paper/last_values.py --data DIR    # 5 minutes of one core; killed and called again, it goes on
     python examples/paper/last_values.py --quick       # scikit-learn's digits: seconds
 """
 
@@ -21,7 +21,7 @@ from table1 import FULL, QUICK, TABLE, Figure, Published, Size, cells, plain
 from gdtuo.lab.journal import Row
 from gdtuo.lab.sweep import sweep
 
-TITLES = ("SGD / SGD", "SGD / Adam(0.1)", "SGD / RMSProp(0.1)", "Adam[lr] / SGD(1e-5)", "Adam / Adam", "Adam[lr] / Adam")
+TITLES = ("SGD / Adam(0.1)", "SGD / RMSProp(0.1)", "Adam[lr] / SGD(1e-5)", "Adam / Adam", "Adam[lr] / Adam")
 RESULTS = ("error", "lowest", "tenth", "median", "ninetieth", "highest", "last")
 
 
