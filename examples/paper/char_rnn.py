@@ -180,8 +180,8 @@ def main() -> None:
     print(shown)
     path.with_suffix(".md").write_text(shown + "\n")
     epochs = size.steps * BATCH * LENGTH / length
-    name = arguments.text.stem if arguments.text else "this package's source"
-    title = f"2 × {size.width} LSTM on {name}: {size.steps:,} steps, {epochs:.2g} epochs"
+    name = arguments.text.name if arguments.text else "this package's source"
+    title = f"2 × {size.width} LSTM on {name}: {size.steps:,} steps, {epochs:.1f} epochs (the paper: 50)"
     draw(rows, size, title, arguments.out / "paper-char-rnn.png")
     print(f"\nCells: {path}\nThe picture: {arguments.out / 'paper-char-rnn.png'}")
 

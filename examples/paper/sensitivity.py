@@ -146,7 +146,10 @@ def draw(found: Mapping[tuple[str, str], list[float]], size: Size, path: Path) -
         axes.set_ylabel("test error, %")
     grid[1][1].tick_params(labelleft=True)
     epochs = f"{size.epochs} epoch{'s' * (size.epochs > 1)}"
-    figure.suptitle(f"What the initial learning rate matters at each height: {size.task}, {epochs}", **figures.HEADLINE)
+    figure.suptitle(
+        f"What the initial learning rate matters at each height: {size.task.replace('mnist', 'MNIST')}, {epochs}",
+        **figures.HEADLINE,
+    )
     figures.save(figure, path)
 
 

@@ -231,7 +231,8 @@ def draw(lines: Sequence[Line], size: Size, path: Path) -> None:
     for i in range(0, len(lines), 2):
         axes.axhspan(i - 0.5, i + 0.5, color="0.96", linewidth=0, zorder=0)
     axes.set_yticks(range(len(lines)), [line.published.title for line in lines])
-    axes.set(xscale="log", xlabel=f"test error on {size.task}, %: mean ± standard deviation of {size.seeds} seeds")
+    task = size.task.replace("mnist", "MNIST")
+    axes.set(xscale="log", xlabel=f"test error on {task}, %: mean ± standard deviation of {size.seeds} seeds")
     axes.set_ylim(len(lines) - 0.5, -0.5)
     ticks = [2, 3, 4, 5, 6, 7, 8, 9, 10, 15, 20, 30, 50, 100]
     low, high = axes.get_xlim()
