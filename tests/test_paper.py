@@ -283,6 +283,6 @@ def test_last_values_are_those_of_the_table(tmp_path, monkeypatch):
         assert stacks.classify(**{key: cell[key] for key in keys})["lr"] == cell["last"]
         assert cell["lowest"] <= cell["tenth"] <= cell["median"] <= cell["ninetieth"] <= cell["highest"]
     line = rows_of((tmp_path / "last_values.md").read_text())[0]
-    assert line[2] == ", ".join(f"{cell['last']:.3g}" for cell in of_stack)
-    assert line[4] == f"{last_values.median(of_stack):g}"
-    assert sum(cell["stack"] == f"SGD({line[4]})" for cell in cells) == 2
+    assert line[3] == ", ".join(f"{cell['last']:.3g}" for cell in of_stack)
+    assert line[5] == f"{last_values.median(of_stack):g}"
+    assert sum(cell["stack"] == f"SGD({line[5]})" for cell in cells) == 2
