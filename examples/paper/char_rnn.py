@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import mnist
 import stacks
 import torch
 from torch import Tensor, nn
@@ -153,8 +154,8 @@ def draw(rows: Mapping[tuple[str, str], Row], size: Size, title: str, path: Path
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, metavar="FILE", help="a text in UTF-8")
-    stacks.add_output(parser)
-    stacks.add_processes(parser)
+    mnist.add_output(parser)
+    mnist.add_processes(parser)
     arguments = parser.parse_args()
     options.at_least_1(parser, arguments, "processes")
     if not (arguments.text or arguments.quick):

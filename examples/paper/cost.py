@@ -6,7 +6,7 @@ the same without a level above. What is measured is the processor time of the on
 the time on the clock.
 
     python examples/paper/cost.py            # 2 minutes of a core
-    python examples/paper/cost.py --quick    # two heights, few repetitions: seconds; its figures mean nothing
+    python examples/paper/cost.py --quick    # two networks, two heights, few repetitions: seconds; its figures mean nothing
 
 After Chandra, Xie, Ragan-Kelley, Meijer, "Gradient Descent: The Ultimate Optimizer", NeurIPS 2022, Figure 3b.
 """
@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import mnist
 import stacks
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ def convolutional() -> nn.Module:
 
 VOCABULARY = 87  # characters of War and Peace
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, Tensor]]]] = {
-    "MLP": (lambda: stacks.classifier(784), lambda: (torch.rand(256, 784), torch.randint(10, (256,)))),
+    "MLP": (lambda: mnist.classifier(784), lambda: (torch.rand(256, 784), torch.randint(10, (256,)))),
     "CNN": (convolutional, lambda: (torch.rand(64, 1, 28, 28), torch.randint(10, (64,)))),
     "LSTM": (
         lambda: Characters(VOCABULARY),
@@ -108,14 +109,15 @@ def task(package: str, network: str, height: int) -> Callable[[], object]:
 class Size(NamedTuple):
     """How large the experiment is; the last three are arguments of `timing.interleave`."""
 
+    networks: tuple[str, ...]
     heights: tuple[int, ...]
     repetitions: int
     seconds: float
     warm_up: int
 
 
-FULL = Size((0, 1, 2, 3, 5, 10), 31, timing.SECONDS, timing.WARM_UP)
-QUICK = Size((0, 1), 2, 0.0, 2)
+FULL = Size(tuple(NETWORKS), (0, 1, 2, 3, 5, 10), 31, timing.SECONDS, timing.WARM_UP)
+QUICK = Size(("MLP", "CNN"), (0, 1), 2, 0.0, 2)
 
 
 def measure(network: str, height: int, size: Size) -> Mapping[str, float]:
@@ -143,7 +145,7 @@ def table(rows: Mapping[tuple[str, int], Row], size: Size) -> str:
     head = ["network", "height", "torch, ms", *(of.title for of in CONTESTANTS.values())]
     lines = [[*head, "the published package over itself at height 0", "as published"]]
     lines.append(["---"] * len(lines[0]))
-    for network in NETWORKS:
+    for network in size.networks:
         for height in size.heights:
             row = rows[network, height]
             times = [f"{ratio(row, package):.2f}" for package in CONTESTANTS]
@@ -157,8 +159,8 @@ def table(rows: Mapping[tuple[str, int], Row], size: Size) -> str:
 def draw(rows: Mapping[tuple[str, int], Row], size: Size, path: Path) -> None:
     """A panel for each network, a line for each contestant; bars are quartiles."""
     plt = figures.pyplot()
-    figure, grid = plt.subplots(1, 3, figsize=(13, 5.2), layout="constrained")
-    for axes, network in zip(grid, NETWORKS, strict=True):
+    figure, grid = plt.subplots(1, len(size.networks), figsize=(13, 5.2), layout="constrained")
+    for axes, network in zip(grid, size.networks, strict=True):
         each = [rows[network, height] for height in size.heights]
         for package, of in CONTESTANTS.items():
             medians, lower, upper = ([ratio(row, package, name) for row in each] for name in timing.Timing._fields)
@@ -183,7 +185,9 @@ CLAIM = "as published, over their own optimizer without a level above"
 
 def run(size: Size, path: Path) -> dict[tuple[str, int], Row]:
     """Measure what the file does not have yet; one cell at a time, or they would disturb each other."""
-    cells: Sequence[dict[str, str | int]] = [{"network": name, "height": height} for name in NETWORKS for height in size.heights]
+    cells: Sequence[dict[str, str | int]] = [
+        {"network": name, "height": height} for name in size.networks for height in size.heights
+    ]
     columns = [column(package, name) for package in (TORCH, ALONE, *CONTESTANTS) for name in timing.Timing._fields]
     found = sweep(functools.partial(measure, size=size), cells, path, columns, 1, "cost")
     return {(str(row["network"]), int(row["height"])): row for row in found}
@@ -191,7 +195,7 @@ def run(size: Size, path: Path) -> dict[tuple[str, int], Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    stacks.add_output(parser)
+    mnist.add_output(parser)
     arguments = parser.parse_args()
     size = QUICK if arguments.quick else FULL
     path = arguments.out / "cost.csv"

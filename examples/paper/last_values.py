@@ -16,8 +16,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import mnist
 import stacks
-from table1 import FULL, QUICK, TABLE, Figure, cells, plain
+from published import TABLE, Figure
+from table1 import FULL, QUICK, cells, plain
 
 from gdtuo.lab.journal import Row
 from gdtuo.lab.sweep import sweep
@@ -39,7 +41,7 @@ def train(folder: str | None = None, **cell: str | int) -> Mapping[str, float]:
     def watch(trainer: stacks.Trainer) -> None:
         rates.append(float(trainer.learned()["lr"]))
 
-    error = stacks.classify(**cell, folder=folder, watch=watch)["error"]  # type: ignore[arg-type]  # a cell has its arguments
+    error = mnist.classify(**cell, folder=folder, watch=watch)["error"]  # type: ignore[arg-type]  # a cell has its arguments
     deciles = statistics.quantiles(rates, n=10, method="inclusive")
     found = (float(error), min(rates), deciles[0], statistics.median(rates), deciles[-1], max(rates), rates[-1])
     return dict(zip(RESULTS, found, strict=True))
@@ -83,12 +85,12 @@ def table(found: Mapping[str, list[Row]], reruns: Mapping[str, list[Row]]) -> st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    stacks.add_data(parser)
-    stacks.add_output(parser)
-    stacks.add_processes(parser)
+    mnist.add_data(parser)
+    mnist.add_output(parser)
+    mnist.add_processes(parser)
     arguments = parser.parse_args()
     size = QUICK if arguments.quick else FULL
-    stacks.check(parser, arguments, size.task)
+    mnist.check(parser, arguments, size.task)
     path: Path = arguments.out / "last_values.csv"
     call = functools.partial(train, folder=arguments.data)
 

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import mnist
 import stacks
 
 from gdtuo.lab import figures
@@ -171,14 +172,14 @@ def _axes(axes: Axes, size: Size) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    stacks.add_data(parser)
-    stacks.add_output(parser)
-    stacks.add_processes(parser)
+    mnist.add_data(parser)
+    mnist.add_output(parser)
+    mnist.add_processes(parser)
     arguments = parser.parse_args()
     size = QUICK if arguments.quick else FULL
-    stacks.check(parser, arguments, size.task)
+    mnist.check(parser, arguments, size.task)
     path = arguments.out / "sensitivity.csv"
-    train = functools.partial(stacks.classify, folder=arguments.data)
+    train = functools.partial(mnist.classify, folder=arguments.data)
     found = errors(sweep(train, cells(size), path, RESULTS, arguments.processes, "sensitivity"))
     text = table(found, size)
     print(text)
