@@ -3,7 +3,7 @@
 From three initial rates: Adam alone; the published algorithm, Adam above Adam, with a hyper-step of a hundredth of the initial
 rate; and this package's defaults, Adam / SGD / SGD. The paper trains for 50 epochs; this is about one.
 
-    python examples/paper/char_rnn.py --text FILE    # 10 minutes of one core; killed and called again, it goes on
+    python examples/paper/char_rnn.py --text FILE    # 12 minutes of one core; killed and called again, it goes on
     python examples/paper/char_rnn.py --quick        # a small network reads this package's own source: seconds
 
 After Chandra, Xie, Ragan-Kelley, Meijer, "Gradient Descent: The Ultimate Optimizer", NeurIPS 2022. Text and network are those of

@@ -4,7 +4,7 @@ The paper's Figure 3a names neither its task nor where the levels above start. H
 epochs, and there are four kinds of towers: the published algorithm with every level above at 0.01 (as in the paper's table 1),
 or with all levels at the same value; and this package's defaults above SGD, and above Adam.
 
-    python examples/paper/sensitivity.py --data DIR    # 10 minutes of one core; killed and called again, it goes on
+    python examples/paper/sensitivity.py --data DIR    # 15 minutes of one core; killed and called again, it goes on
     python examples/paper/sensitivity.py --quick       # scikit-learn's digits, three rates, heights 0 to 2: seconds
 
 After Chandra, Xie, Ragan-Kelley, Meijer, "Gradient Descent: The Ultimate Optimizer", NeurIPS 2022, Figure 3a.
