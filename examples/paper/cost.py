@@ -5,8 +5,11 @@ turns: torch's Adam; a tower of this package's classes; the published algorithm 
 the same without a level above. What is measured is the processor time of the one thread, which other processes disturb less than
 the time on the clock.
 
-    python examples/paper/cost.py            # 2 minutes of a core
+    python examples/paper/cost.py            # 2 minutes of a core that should have nothing else to do
     python examples/paper/cost.py --quick    # two networks, two heights, few repetitions: seconds; its figures mean nothing
+
+glibc hands large blocks of memory back to the system after some steps and not after others, which can double the time of a small
+step; MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_MMAP_THRESHOLD_=33554432 before the command makes it keep them.
 
 After Chandra, Xie, Ragan-Kelley, Meijer, "Gradient Descent: The Ultimate Optimizer", NeurIPS 2022, Figure 3b.
 """
