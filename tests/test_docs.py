@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import statistics
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "docs" / "whole-training.md"
 SCHEDULERS = ROOT / "docs" / "schedulers.md"
 LAB = ROOT / "docs" / "lab.md"
+RESULTS = ROOT / "docs" / "results.md"
 
 
 def tensors(tree):
@@ -103,18 +105,20 @@ def test_the_check_passes(session):
 
 
 @pytest.mark.parametrize(
-    ("guide", "least"), [(GUIDE, 16), (SCHEDULERS, 1), (LAB, 2)], ids=lambda guide: getattr(guide, "stem", "")
+    ("guide", "least"),
+    [(GUIDE, 16), (SCHEDULERS, 1), (LAB, 2), (RESULTS, 25)],
+    ids=lambda guide: getattr(guide, "stem", ""),
 )
 def test_what_the_guide_points_at_exists(guide, least):
     text = guide.read_text()
-    headings = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^## (.*)$", text, re.M)}
+    headings = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^##+ (.*)$", text, re.M)}
     links = re.findall(r"\]\(([^)]+)\)", text)
     assert len(links) >= least
     for link in links:
         if link.startswith("#"):
             assert link[1:] in headings, link
         elif not link.startswith("https://"):
-            assert (guide.parent / link).is_file(), link
+            assert (guide.parent / link).exists(), link
     for module in set(re.findall(r"python -m ([\w.]+)", text)):
         assert importlib.util.find_spec(module), module
 
@@ -176,3 +180,27 @@ def test_the_lab_s_table_lists_its_tasks():
     assert listed >= set(tasks.TASKS)
     for name in ("tower", "height", "lr", "seed", *ablation.FOUND):
         assert re.search(rf"[`, ]{name}[`, ]", text), name
+
+
+def test_every_result_is_committed_with_its_command():
+    text = RESULTS.read_text()
+    for path in re.findall(r"python (examples/[\w/]+\.py)", text):
+        assert (ROOT / path).is_file(), path
+    named = set(re.findall(r"results/(\w+\.csv)", text))
+    assert named == {path.name for path in (ROOT / "docs" / "results").iterdir()}
+    assert len(named) == 10
+    pictures = set(re.findall(r"pictures/(paper-[\w-]+\.png)", text))
+    assert pictures == {path.name for path in (ROOT / "docs" / "pictures").glob("paper-*.png")}
+    assert all(len(read(ROOT / "docs" / "results" / name)) > 5 for name in named)
+
+
+def test_the_printed_table_1_is_that_of_its_rows():
+    """Means and deviations, from the raw rows."""
+    rows = [row for row in read(ROOT / "docs" / "results" / "table1.csv") if row["package"] == "compat"]
+    errors = {}
+    for row in rows:
+        errors.setdefault(row["stack"], []).append(row["error"])
+    section = RESULTS.read_text().split("## The towers paper: height")[0]
+    for title, stack in (("SGD", "SGD(0.01)"), ("Adam / Adam", "Adam(0.001) / Adam(0.001)"), ("RMSProp", "RMSProp(0.01)")):
+        printed = re.search(rf"^\| {re.escape(title)} \| [^|]* \| ([^|]*) \| yes", section, re.M)[1]
+        assert printed == f"{statistics.mean(errors[stack]):.2f} ± {statistics.stdev(errors[stack]):.2f}"
