@@ -93,7 +93,7 @@ class Ablation:
             given = re.search(r"\blr=[^,)]*", levels(text)[0])
             if given and self.rates is not None:
                 raise ValueError(
-                    f"The tower {text!r} has {given[0]} for the weights, and --lr another one. Leave one of them out"
+                    f"The tower {text!r} has {given[0]} for the weights, and --lr another one. Leave out one"
                 )
             for lr in self.starts(text):
                 if lr == 0:
