@@ -1,4 +1,4 @@
-"""What a bad initial learning rate costs, from 1e-8 to 10, on problems of different kinds, by optimizers that promise not to care.
+"""What a bad initial learning rate costs, from 1e-8 to 10, on different problems, by optimizers that promise not to care.
 
 A cell is a problem, a contender, an initial learning rate and a seed. Its score is (L - L*) / (L0 - L*): L the held-out loss at
 the end (the loss itself where there are no data), L0 at the start, L* the best that any cell of the problem and seed reached;
@@ -16,6 +16,7 @@ import argparse
 import math
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -150,14 +151,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = [*(PLAIN if chosen.only else CONTENDERS), *chosen.contender]
     starts, seeds = (RATES[::3], 1) if chosen.quick else (RATES, chosen.seeds)
     cells = [
-        {"problem": problem, "contender": name, "lr": lr, "seed": seed, "folder": str(chosen.data or "")}
+        {"problem": problem, "contender": name, "lr": lr, "seed": seed}
         for problem in problems
         for name in names
         for lr in starts
         for seed in range(seeds)
     ]
     path = chosen.out / ("aside.csv" if chosen.aside else "results.csv")
-    rows = sweep(train, cells, path, ("start", "loss"), chosen.processes)
+    rows = sweep(partial(train, folder=chosen.data), cells, path, ("start", "loss"), chosen.processes)
     print(f"\n{table(rows)}")
     draw(rows, path.with_suffix(".png"))
     print(f"\nThe rows: {path}. The picture: {path.with_suffix('.png')}")
