@@ -15,10 +15,13 @@ from torch import nn
 import gdtuo
 from gdtuo import compat
 
-__all__ = ["CONTENDERS", "PLAIN", "Contender", "enter"]
+__all__ = ["CONTENDERS", "PLAIN", "STARTLESS", "Contender", "enter"]
 
 #: The plain optimizers, whose best cell is "tuned".
 PLAIN = ("Adam", "SGD")
+
+#: Those that are given no initial rate, and run once for all of them.
+STARTLESS = ("auto", "auto, SGD")
 
 
 class Contender(NamedTuple):
@@ -99,6 +102,8 @@ CONTENDERS: dict[str, Callable[[nn.Module, float], Contender]] = {
     "Adam": _torch(lambda params, lr: torch.optim.Adam(params, lr=lr)),
     "SGD": _torch(lambda params, lr: torch.optim.SGD(params, lr=lr)),
     "Adam / SGD / SGD": _tower("adam/sgd/sgd"),
+    "auto": _torch(lambda params, lr: gdtuo.auto(params)),
+    "auto, SGD": _torch(lambda params, lr: gdtuo.auto(params, gdtuo.SGD)),
     "published Adam / SGD": _published,
     "Prodigy": _torch(_prodigy),
     "D-Adaptation": _torch(_dadaptation),

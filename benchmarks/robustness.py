@@ -28,13 +28,14 @@ from gdtuo.lab.grids import rates
 from gdtuo.lab.journal import Row
 from gdtuo.lab.sweep import sweep
 
-from .contenders import CONTENDERS, PLAIN, enter
+from .contenders import CONTENDERS, PLAIN, STARTLESS, enter
 from .problems import KEPT_ASIDE, PROBLEMS, load
 
 __all__ = ["draw", "scores", "table", "train"]
 
 RATES = rates("1e-8:10:10")
 QUICK = ("digits MLP", "noisy quadratic", "Rosenbrock", "scaled logistic", "factorisation")
+OWN = 0.0  # stands for the start of a contender that takes none
 NEAR, FAR = 0.05, 0.2  # from tuned
 NOTHING = 2.0  # a score beyond it, or none at all, counts as this
 
@@ -107,7 +108,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     found = scores(rows)
     names = list(dict.fromkeys(contender for _, contender, _, _ in found))
     problems = list(dict.fromkeys(problem for problem, _, _, _ in found))
-    starts = sorted({lr for _, _, lr, _ in found})
+    starts = sorted({lr for _, _, lr, _ in found} - {OWN})
     across = min(4, len(names))
     down = -(-len(names) // across)
     plt = figures.pyplot()
@@ -115,7 +116,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     figure, grid = plt.subplots(down, across, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey=True)
     for axes, name in zip(grid.flat, names, strict=False):
         image = [
-            [median([s for (p, c, r, _), s in found.items() if (p, c, r) == (problem, name, lr)] or [math.nan]) for lr in starts]
+            [median([s for (p, c, r, _), s in found.items() if (p, c) == (problem, name) and r in (lr, OWN)] or [math.nan]) for lr in starts]
             for problem in problems
         ]
         shown = axes.imshow(image, cmap="magma_r", vmin=0, vmax=1, aspect="auto")
@@ -154,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         {"problem": problem, "contender": name, "lr": lr, "seed": seed}
         for problem in problems
         for name in names
-        for lr in starts
+        for lr in ((OWN,) if name in STARTLESS else starts)
         for seed in range(seeds)
     ]
     path = chosen.out / ("aside.csv" if chosen.aside else "results.csv")

@@ -1,6 +1,7 @@
 """Gradient descent for the numbers of gradient descent, as high as you like."""
 
 from . import compat
+from .auto import auto
 from .domains import Domain, Positive, Real, UnitInterval
 from .export import export
 from .history import History
@@ -67,6 +68,7 @@ __all__ = [
     "Training",
     "Truncated",
     "UnitInterval",
+    "auto",
     "check_hypergradient",
     "compat",
     "export",

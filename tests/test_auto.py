@@ -1,0 +1,67 @@
+"""`auto` is the tower that it says, leaves alone what a user writes, and finds its way from where it starts."""
+
+import pytest
+import torch
+
+import gdtuo
+
+
+def problem(seed=0, start=3.0):
+    """Weights and a noisy loss whose optimum is 0."""
+    generator = torch.Generator().manual_seed(seed)
+    curvatures = torch.logspace(-1, 1, 20, dtype=torch.float64)
+    weights = torch.nn.Parameter(start * torch.ones(20, dtype=torch.float64))
+
+    def loss():
+        noise = torch.randn(20, generator=generator, dtype=torch.float64)
+        return (0.5 * curvatures * weights**2 + 0.1 * noise * weights).sum()
+
+    return weights, loss
+
+
+def trajectory(make, steps=60):
+    weights, loss = problem()
+    optimizer, path = make([weights]), []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+        path.append(weights.detach().clone())
+    return torch.stack(path), optimizer
+
+
+@pytest.mark.parametrize(
+    ("made", "written"),
+    [
+        (lambda p: gdtuo.auto(p), lambda p: gdtuo.AdamW(p, lr=1e-3, horizon=100, optimizer=gdtuo.SGD(lr=0.05))),
+        (lambda p: gdtuo.auto(p, gdtuo.SGD), lambda p: gdtuo.SGD(p, lr=1e-6, horizon=100, optimizer=gdtuo.SGD(lr=0.05))),
+        (
+            lambda p: gdtuo.auto(p, gdtuo.Adam, lr=0.1, horizon=7, betas=(0.5, 0.9), optimizer=gdtuo.SGD(optimizer=gdtuo.SGD())),
+            lambda p: gdtuo.Adam(p, lr=0.1, horizon=7, betas=(0.5, 0.9), optimizer=gdtuo.SGD(optimizer=gdtuo.SGD())),
+        ),
+    ],
+    ids=["AdamW", "SGD", "what a user writes"],
+)
+def test_it_is_the_tower_that_it_says(made, written):
+    torch.testing.assert_close(trajectory(made)[0], trajectory(written)[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("level", "lr"), [(gdtuo.AdamW, 1e-6), (gdtuo.AdamW, 1e-3), (gdtuo.SGD, 1e-6)])
+def test_the_rate_is_found_from_far_below(level, lr):
+    """A hundred times lower than any fixed rate of that start would bring it, and never up again."""
+    weights, loss = problem()
+    optimizer = gdtuo.auto([weights], level, lr=lr)
+    before = (0.5 * weights.detach() ** 2).sum().item()
+    for _ in range(800):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+    assert (0.5 * weights.detach() ** 2).sum().item() < 0.02 * before
+    assert optimizer.skipped == 0
+
+
+def test_groups_keep_their_own_numbers():
+    one, two = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizer = gdtuo.auto([{"params": [one], "lr": 0.5}, {"params": [two], "weight_decay": 0.0}])
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 1e-3]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
