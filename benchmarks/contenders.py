@@ -15,10 +15,23 @@ from torch import nn
 import gdtuo
 from gdtuo import compat
 
-__all__ = ["CONTENDERS", "PLAIN", "STARTLESS", "Contender", "enter"]
+__all__ = ["CONTENDERS", "PLAIN", "STARTLESS", "USUAL", "Contender", "enter"]
 
 #: The plain optimizers, whose best cell is "tuned".
 PLAIN = ("Adam", "SGD")
+
+#: The start of the grid at, or next to, each one's own default.
+USUAL = {
+    "Adam": 1e-3,
+    "SGD": 1e-3,
+    "Adam / SGD / SGD": 1e-3,
+    "published Adam / SGD": 1e-3,
+    "Prodigy": 1e-6,
+    "D-Adaptation": 1e-6,
+    "Mechanic": 1e-8,
+    "DoG": 1e-6,
+    "Schedule-Free": 1e-3,
+}
 
 #: Those that are given no initial rate, and run once for all of them.
 STARTLESS = ("auto", "auto, SGD")

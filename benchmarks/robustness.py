@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -28,7 +28,7 @@ from gdtuo.lab.grids import rates
 from gdtuo.lab.journal import Row
 from gdtuo.lab.sweep import sweep
 
-from .contenders import CONTENDERS, PLAIN, STARTLESS, enter
+from .contenders import CONTENDERS, PLAIN, STARTLESS, USUAL, enter
 from .problems import KEPT_ASIDE, PROBLEMS, load
 
 __all__ = ["draw", "scores", "table", "train"]
@@ -90,17 +90,25 @@ def tuned(found: dict[tuple[str, str, float, int], float]) -> dict[tuple[str, in
 
 
 def table(rows: Sequence[Row]) -> str:
-    """For each contender: shares of cells near tuned, the worst and the median distance, cells that did not end finite."""
+    """For each contender, over all its starts: shares of cells near tuned, the worst and the median distance, cells that did
+    not end finite; and the share near tuned of those that begin where its own default does."""
     found = scores(rows)
     goal = tuned(found)
-    lines = [f"{'':34}{'within 0.05':>12}{'within 0.2':>12}{'median':>9}{'worst':>9}{'not finite':>12}"]
+    lines = [f"{'':34}{'within 0.05':>12}{'own start':>12}{'within 0.2':>12}{'median':>9}{'worst':>9}{'not finite':>12}"]
     for name in dict.fromkeys(contender for _, contender, _, _ in found):
-        gaps = [score - goal[problem, seed] for (problem, who, _, seed), score in found.items() if who == name]
+        gaps = {(lr, p, s): score - goal[p, s] for (p, who, lr, s), score in found.items() if who == name}
+        own = [gap for (lr, _, _), gap in gaps.items() if lr == USUAL.get(name, OWN)]
         broken = sum(not math.isfinite(float(row["loss"])) for row in rows if row["contender"] == name)
-        shares = [100 * sum(gap <= limit for gap in gaps) / len(gaps) for limit in (NEAR, FAR)]
-        worst = f"{max(gaps):.2f}" if max(gaps) < NOTHING - 0.2 else f"> {NOTHING - 0.2:.1f}"
-        lines.append(f"{name:34}{shares[0]:10.0f} %{shares[1]:10.0f} %{median(gaps):9.3f}{worst:>9}{broken:12d}")
+        worst = max(gaps.values())
+        lines.append(
+            f"{name:34}{_share(gaps.values(), NEAR)}{_share(own, NEAR)}{_share(gaps.values(), FAR)}{median(gaps.values()):9.3f}"
+            f"{f'{worst:.2f}' if worst < NOTHING - FAR else f'> {NOTHING - FAR:.1f}':>9}{broken:12d}"
+        )
     return "\n".join(lines)
+
+
+def _share(gaps: Collection[float], limit: float) -> str:
+    return f"{100 * sum(gap <= limit for gap in gaps) / len(gaps):10.0f} %" if gaps else f"{'-':>12}"
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
@@ -115,10 +123,9 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     size = (3.4 * across + 2.2, (0.27 * len(problems) + 0.9) * down + 0.9)
     figure, grid = plt.subplots(down, across, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey=True)
     for axes, name in zip(grid.flat, names, strict=False):
-        image = [
-            [median([s for (p, c, r, _), s in found.items() if (p, c) == (problem, name) and r in (lr, OWN)] or [math.nan]) for lr in starts]
-            for problem in problems
-        ]
+        own = {(p, lr): [s for (q, who, r, _), s in found.items() if (q, who) == (p, name) and r in (lr, OWN)]
+               for p in problems for lr in starts}  # fmt: skip
+        image = [[median(own[problem, lr] or [math.nan]) for lr in starts] for problem in problems]
         shown = axes.imshow(image, cmap="magma_r", vmin=0, vmax=1, aspect="auto")
         axes.grid(visible=False)
         axes.set_title(name, fontsize=10)

@@ -33,7 +33,7 @@ def trajectory(make, steps=60):
 @pytest.mark.parametrize(
     ("made", "written"),
     [
-        (lambda p: gdtuo.auto(p), lambda p: gdtuo.AdamW(p, lr=1e-3, horizon=100, optimizer=gdtuo.SGD(lr=0.05))),
+        (gdtuo.auto, lambda p: gdtuo.AdamW(p, lr=1e-3, horizon=100, optimizer=gdtuo.SGD(lr=0.05))),
         (lambda p: gdtuo.auto(p, gdtuo.SGD), lambda p: gdtuo.SGD(p, lr=1e-6, horizon=100, optimizer=gdtuo.SGD(lr=0.05))),
         (
             lambda p: gdtuo.auto(p, gdtuo.Adam, lr=0.1, horizon=7, betas=(0.5, 0.9), optimizer=gdtuo.SGD(optimizer=gdtuo.SGD())),
@@ -48,7 +48,6 @@ def test_it_is_the_tower_that_it_says(made, written):
 
 @pytest.mark.parametrize(("level", "lr"), [(gdtuo.AdamW, 1e-6), (gdtuo.AdamW, 1e-3), (gdtuo.SGD, 1e-6)])
 def test_the_rate_is_found_from_far_below(level, lr):
-    """A hundred times lower than any fixed rate of that start would bring it, and never up again."""
     weights, loss = problem()
     optimizer = gdtuo.auto([weights], level, lr=lr)
     before = (0.5 * weights.detach() ** 2).sum().item()

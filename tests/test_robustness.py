@@ -39,8 +39,11 @@ def test_scores_run_from_the_best_to_the_start():
 
 def test_the_table_counts_cells_near_tuned():
     lines = {line.split("  ")[0]: line.split()[1:] for line in robustness.table(ROWS).splitlines()[1:]}
-    assert lines["tower"] == ["67", "%", "67", "%", "0.050", ">", "1.8", "0"]  # gaps -1/16, 1.94, 0.05
-    assert lines["Adam"] == ["50", "%", "100", "%", "0.094", "0.19", "0"]
+    assert lines["tower"] == ["67", "%", "-", "67", "%", "0.050", ">", "1.8", "0"]  # gaps -1/16, 1.94, 0.05
+    assert lines["Adam"] == ["50", "%", "-", "100", "%", "0.094", "0.19", "0"]
+    usual = robustness.table([*ROWS, row("a", "Adam", 1e-3, 2.1), row("a", "auto", robustness.OWN, 9.9)]).splitlines()
+    assert usual[1].split()[3:5] == ["100", "%"]
+    assert usual[-1].split()[1:5] == ["0", "%", "0", "%"]
     assert lines["SGD"][-1] == "1"
 
 
@@ -120,7 +123,7 @@ def test_the_command_goes_on_and_draws(tmp_path, capsys, monkeypatch):
     arguments = ["--quick", "--only", "--contender", "adam/sgd", "--out", str(tmp_path), "--processes", "1"]
     robustness.main(arguments)
     printed = capsys.readouterr().out
-    assert re.search(r"^adam/sgd +\d+ % +\d+ %", printed, re.M)
+    assert re.search(r"^adam/sgd +\d+ % +- +\d+ %", printed, re.M)
     rows = read(tmp_path / "results.csv")
     assert [(r["contender"], r["lr"]) for r in rows] == [("Adam", 1e-6), ("SGD", 1e-6), ("adam/sgd", 1e-6)]
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")

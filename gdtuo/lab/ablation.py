@@ -92,9 +92,7 @@ class Ablation:
         for text in self.built():
             given = re.search(r"\blr=[^,)]*", levels(text)[0])
             if given and self.rates is not None:
-                raise ValueError(
-                    f"The tower {text!r} has {given[0]} for the weights, and --lr another one. Leave out one"
-                )
+                raise ValueError(f"The tower {text!r} has {given[0]} for the weights, and --lr another one. Leave out one")
             for lr in self.starts(text):
                 if lr == 0:
                     raise ValueError(f"The tower {text!r} starts at lr=0, where it stays. Start above 0")
