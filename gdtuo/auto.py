@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from .level import Level
 from .optimizers import SGD, AdamW
@@ -12,28 +12,41 @@ __all__ = ["auto"]
 AnyLevel = TypeVar("AnyLevel", bound=Level)
 
 HORIZON = 100  # updates that the learning rate is judged by
-STEP = 0.05  # the learning rate moves by at most so much of itself a step
-START = {"SGD": 1e-6}  # of the learning rate, where a level's own default is no good start for every problem
+
+
+class _Numbers(NamedTuple):
+    """What is written for a level where the user writes nothing."""
+
+    step: float  # of the learning rate, at most, in parts of itself
+    lr: float | None = None  # where it starts, if not at the level's own default
+
+
+# A rate of plain SGD has the units of the problem: it starts where hardly any diverges, and needs to climb fast.
+USUAL = _Numbers(step=0.1)
+NUMBERS: dict[type[Level], _Numbers] = {SGD: _Numbers(step=0.2, lr=1e-6)}
 
 
 def auto(params: Any, level: type[AnyLevel] = AdamW, **arguments: Any) -> AnyLevel:  # type: ignore[assignment]
     """A tower whose learning rate needs no tuning: AdamW, judged by its last hundred updates, under SGD.
 
-    Each step multiplies the weights' learning rate by e to the power of -0.05 c, where c is the cosine between the
-    gradient and Z, the way in which a larger rate would have moved the weights: Z <- 0.99 Z + d(update)/d(log lr). From
-    1e-3, where AdamW starts, a rate that is wrong by a factor of 100 is found within some hundred steps. See
-    docs/robust-default.md for what was tried and where it fails.
+    Each step multiplies the weights' learning rate by e^(-s c). c is the cosine between the gradient and Z, the way in
+    which a larger rate would have moved the weights over the last hundred updates: Z <- 0.99 Z + d(update) / d(log lr).
+    s, the step size of the SGD above, is 0.1, so that a rate which is wrong by a factor of 100 is corrected within some
+    fifty steps where gradients agree. docs/robust-default.md says what was tried, and where it fails.
 
     Args:
         params: as any torch optimizer takes them: tensors, named ones or groups.
-        level: the class that trains the weights. Default: `AdamW`.
-        **arguments: of the level, in place of what is set here: `horizon=100`, the level's own learning rate (1e-6 for `SGD`),
-            `optimizer=gdtuo.SGD(lr=0.05)`. Whatever is given is used as it is given.
+        level: the class that trains the weights. Default: `AdamW`. With `SGD` the rate starts at 1e-6 and s is 0.2.
+        **arguments: of the level. They replace what is set here, `horizon=100` and `optimizer=gdtuo.SGD(lr=s)`, and its
+            defaults: whatever is written is used as it is written.
 
     Returns:
-        a level with these parameters: a `torch.optim.Optimizer`.
+        a level with these parameters, a `torch.optim.Optimizer`.
 
-    It costs what a tower of height 1 costs, and one more buffer of the size of the weights.
+    Raises:
+        TypeError: if `level` is no class of a level, or does not take the arguments.
+
+    It costs what a tower of height 1 costs, and one buffer more, of the size of the weights.
 
     References:
         Chandra et al., "Gradient Descent: The Ultimate Optimizer", NeurIPS 2022; the horizon answers Wu et al.,
@@ -45,7 +58,10 @@ def auto(params: Any, level: type[AnyLevel] = AdamW, **arguments: Any) -> AnyLev
         >>> str(optimizer), optimizer.hyperparameters()["L0/g0/lr"]
         ('adamw / sgd', 0.001)
     """
-    chosen = {"horizon": HORIZON, "optimizer": SGD(lr=STEP)}
-    if level.__name__ in START:
-        chosen["lr"] = START[level.__name__]
+    if not (isinstance(level, type) and issubclass(level, Level)):
+        raise TypeError(f"auto() got level={level!r}. Give a class: gdtuo.AdamW, gdtuo.SGD or another level.")
+    numbers = NUMBERS.get(level, USUAL)
+    chosen = {"horizon": HORIZON, "optimizer": SGD(lr=numbers.step)}
+    if numbers.lr is not None:
+        chosen["lr"] = numbers.lr
     return level(params, **{**chosen, **arguments})

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 import gdtuo
+from gdtuo.lab.tasks import Named
+from gdtuo.lab.training import Start, train
 
 
 def problem(seed=0, start=3.0):
@@ -33,8 +35,8 @@ def trajectory(make, steps=60):
 @pytest.mark.parametrize(
     ("made", "written"),
     [
-        (gdtuo.auto, lambda p: gdtuo.AdamW(p, lr=1e-3, horizon=100, optimizer=gdtuo.SGD(lr=0.05))),
-        (lambda p: gdtuo.auto(p, gdtuo.SGD), lambda p: gdtuo.SGD(p, lr=1e-6, horizon=100, optimizer=gdtuo.SGD(lr=0.05))),
+        (gdtuo.auto, lambda p: gdtuo.AdamW(p, lr=1e-3, horizon=100, optimizer=gdtuo.SGD(lr=0.1))),
+        (lambda p: gdtuo.auto(p, gdtuo.SGD), lambda p: gdtuo.SGD(p, lr=1e-6, horizon=100, optimizer=gdtuo.SGD(lr=0.2))),
         (
             lambda p: gdtuo.auto(p, gdtuo.Adam, lr=0.1, horizon=7, betas=(0.5, 0.9), optimizer=gdtuo.SGD(optimizer=gdtuo.SGD())),
             lambda p: gdtuo.Adam(p, lr=0.1, horizon=7, betas=(0.5, 0.9), optimizer=gdtuo.SGD(optimizer=gdtuo.SGD())),
@@ -64,3 +66,19 @@ def test_groups_keep_their_own_numbers():
     optimizer = gdtuo.auto([{"params": [one], "lr": 0.5}, {"params": [two], "weight_decay": 0.0}])
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 1e-3]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
+
+
+@pytest.mark.parametrize("level", [gdtuo.AdamW(), torch.optim.AdamW, "adamw"])
+def test_what_is_no_level_is_refused(level):
+    with pytest.raises(TypeError, match="Give a class"):
+        gdtuo.auto([torch.nn.Parameter(torch.ones(1))], level)
+
+
+def test_the_rate_stays_alive_over_a_long_run():
+    """A one-step hypergradient lets it decay without end: 1e-22 after 200 epochs of digits."""
+    task = Named("digits").load()
+    (long,) = train(task, "adamw(horizon=100)/sgd(lr=0.1)", [Start(1e-3, 0)], epochs=60)
+    (short,) = train(task, "adamw/sgd/sgd", [Start(1e-3, 0)], epochs=60)
+    assert long.learned_lr > 1e-3
+    assert short.learned_lr < 2e-4
+    assert long.loss < 0.1 * short.loss
