@@ -33,8 +33,8 @@ USUAL = {
     "Schedule-Free": 1e-3,
 }
 
-#: Those that are given no initial rate, and run once for all of them.
-STARTLESS = ("auto", "auto, SGD")
+#: What is given no initial rate, and runs once for all of them.
+STARTLESS = ("auto",)
 
 
 class Contender(NamedTuple):
@@ -116,7 +116,6 @@ CONTENDERS: dict[str, Callable[[nn.Module, float], Contender]] = {
     "SGD": _torch(lambda params, lr: torch.optim.SGD(params, lr=lr)),
     "Adam / SGD / SGD": _tower("adam/sgd/sgd"),
     "auto": _torch(lambda params, lr: gdtuo.auto(params)),
-    "auto, SGD": _torch(lambda params, lr: gdtuo.auto(params, gdtuo.SGD)),
     "published Adam / SGD": _published,
     "Prodigy": _torch(_prodigy),
     "D-Adaptation": _torch(_dadaptation),

@@ -2,49 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
-from .level import Level
 from .optimizers import SGD, AdamW
 
 __all__ = ["auto"]
 
-AnyLevel = TypeVar("AnyLevel", bound=Level)
-
-HORIZON = 100  # updates that the learning rate is judged by
-
-
-class _Numbers(NamedTuple):
-    """What is written for a level where the user writes nothing."""
-
-    step: float  # of the learning rate, at most, in parts of itself
-    lr: float | None = None  # where it starts, if not at the level's own default
+HORIZON = 200  # updates that the learning rate is judged by
+STEP = 0.1  # of the learning rate, at most, in parts of itself
 
 
-# A rate of plain SGD has the units of the problem: it starts where hardly any diverges, and needs to climb fast.
-USUAL = _Numbers(step=0.1)
-NUMBERS: dict[type[Level], _Numbers] = {SGD: _Numbers(step=0.2, lr=1e-6)}
+def auto(params: Any, **arguments: Any) -> AdamW:
+    """AdamW whose learning rate needs no tuning: judged by its last two hundred updates, under SGD.
 
-
-def auto(params: Any, level: type[AnyLevel] = AdamW, **arguments: Any) -> AnyLevel:  # type: ignore[assignment]
-    """A tower whose learning rate needs no tuning: AdamW, judged by its last hundred updates, under SGD.
-
-    Each step multiplies the weights' learning rate by e^(-s c). c is the cosine between the gradient and Z, the way in
-    which a larger rate would have moved the weights over the last hundred updates: Z <- 0.99 Z + d(update) / d(log lr).
-    s, the step size of the SGD above, is 0.1, so that a rate which is wrong by a factor of 100 is corrected within some
-    fifty steps where gradients agree. docs/robust-default.md says what was tried, and where it fails.
+    Each step multiplies the weights' learning rate by e^(-0.1 c). c is the cosine between the gradient and Z, the way in
+    which a larger rate would have moved the weights over the last two hundred updates:
+    Z <- (1 - 1/200) Z + d(update) / d(log lr). So a rate that is wrong by a factor of 100 is corrected within some fifty
+    steps where gradients agree. docs/robust-default.md says what was tried, and where it fails.
 
     Args:
         params: as any torch optimizer takes them: tensors, named ones or groups.
-        level: the class that trains the weights. Default: `AdamW`. With `SGD` the rate starts at 1e-6 and s is 0.2.
-        **arguments: of the level. They replace what is set here, `horizon=100` and `optimizer=gdtuo.SGD(lr=s)`, and its
-            defaults: whatever is written is used as it is written.
+        **arguments: of `AdamW`. They replace what is set here, `horizon=200` and `optimizer=gdtuo.SGD(lr=0.1)`, and its
+            defaults: whatever is written is used as it is written, a learning rate as well.
 
     Returns:
         a level with these parameters, a `torch.optim.Optimizer`.
-
-    Raises:
-        TypeError: if `level` is no class of a level, or does not take the arguments.
 
     It costs what a tower of height 1 costs, and one buffer more, of the size of the weights.
 
@@ -58,10 +40,4 @@ def auto(params: Any, level: type[AnyLevel] = AdamW, **arguments: Any) -> AnyLev
         >>> str(optimizer), optimizer.hyperparameters()["L0/g0/lr"]
         ('adamw / sgd', 0.001)
     """
-    if not (isinstance(level, type) and issubclass(level, Level)):
-        raise TypeError(f"auto() got level={level!r}. Give a class: gdtuo.AdamW, gdtuo.SGD or another level.")
-    numbers = NUMBERS.get(level, USUAL)
-    chosen = {"horizon": HORIZON, "optimizer": SGD(lr=numbers.step)}
-    if numbers.lr is not None:
-        chosen["lr"] = numbers.lr
-    return level(params, **{**chosen, **arguments})
+    return AdamW(params, **{"horizon": HORIZON, "optimizer": SGD(lr=STEP), **arguments})

@@ -35,23 +35,22 @@ def trajectory(make, steps=60):
 @pytest.mark.parametrize(
     ("made", "written"),
     [
-        (gdtuo.auto, lambda p: gdtuo.AdamW(p, lr=1e-3, horizon=100, optimizer=gdtuo.SGD(lr=0.1))),
-        (lambda p: gdtuo.auto(p, gdtuo.SGD), lambda p: gdtuo.SGD(p, lr=1e-6, horizon=100, optimizer=gdtuo.SGD(lr=0.2))),
+        (gdtuo.auto, lambda p: gdtuo.AdamW(p, lr=1e-3, horizon=200, optimizer=gdtuo.SGD(lr=0.1))),
         (
-            lambda p: gdtuo.auto(p, gdtuo.Adam, lr=0.1, horizon=7, betas=(0.5, 0.9), optimizer=gdtuo.SGD(optimizer=gdtuo.SGD())),
-            lambda p: gdtuo.Adam(p, lr=0.1, horizon=7, betas=(0.5, 0.9), optimizer=gdtuo.SGD(optimizer=gdtuo.SGD())),
+            lambda p: gdtuo.auto(p, lr=0.1, horizon=7, betas=(0.5, 0.9), optimizer=gdtuo.SGD(optimizer=gdtuo.SGD())),
+            lambda p: gdtuo.AdamW(p, lr=0.1, horizon=7, betas=(0.5, 0.9), optimizer=gdtuo.SGD(optimizer=gdtuo.SGD())),
         ),
     ],
-    ids=["AdamW", "SGD", "what a user writes"],
+    ids=["nothing written", "what a user writes"],
 )
 def test_it_is_the_tower_that_it_says(made, written):
     torch.testing.assert_close(trajectory(made)[0], trajectory(written)[0], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("level", "lr"), [(gdtuo.AdamW, 1e-6), (gdtuo.AdamW, 1e-3), (gdtuo.SGD, 1e-6)])
-def test_the_rate_is_found_from_far_below(level, lr):
+@pytest.mark.parametrize("lr", [1e-6, 1e-3])
+def test_the_rate_is_found_from_far_below(lr):
     weights, loss = problem()
-    optimizer = gdtuo.auto([weights], level, lr=lr)
+    optimizer = gdtuo.auto([weights], lr=lr)
     before = (0.5 * weights.detach() ** 2).sum().item()
     for _ in range(800):
         optimizer.zero_grad()
@@ -68,16 +67,10 @@ def test_groups_keep_their_own_numbers():
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
 
 
-@pytest.mark.parametrize("level", [gdtuo.AdamW(), torch.optim.AdamW, "adamw"])
-def test_what_is_no_level_is_refused(level):
-    with pytest.raises(TypeError, match="Give a class"):
-        gdtuo.auto([torch.nn.Parameter(torch.ones(1))], level)
-
-
 def test_the_rate_stays_alive_over_a_long_run():
     """A one-step hypergradient lets it decay without end: 1e-22 after 200 epochs of digits."""
     task = Named("digits").load()
-    (long,) = train(task, "adamw(horizon=100)/sgd(lr=0.1)", [Start(1e-3, 0)], epochs=60)
+    (long,) = train(task, "adamw(horizon=200)/sgd(lr=0.1)", [Start(1e-3, 0)], epochs=60)
     (short,) = train(task, "adamw/sgd/sgd", [Start(1e-3, 0)], epochs=60)
     assert long.learned_lr > 1e-3
     assert short.learned_lr < 2e-4

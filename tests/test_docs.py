@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import robustness
 from gdtuo.lab import ablation, cli, tasks
 from gdtuo.lab.journal import read
 
@@ -19,6 +20,7 @@ GUIDE = ROOT / "docs" / "whole-training.md"
 SCHEDULERS = ROOT / "docs" / "schedulers.md"
 LAB = ROOT / "docs" / "lab.md"
 RESULTS = ROOT / "docs" / "results.md"
+ROBUST = ROOT / "docs" / "robust-default.md"
 
 
 def tensors(tree):
@@ -106,7 +108,7 @@ def test_the_check_passes(session):
 
 @pytest.mark.parametrize(
     ("guide", "least"),
-    [(GUIDE, 16), (SCHEDULERS, 1), (LAB, 2), (RESULTS, 25)],
+    [(GUIDE, 16), (SCHEDULERS, 1), (LAB, 2), (RESULTS, 25), (ROBUST, 3)],
     ids=lambda guide: getattr(guide, "stem", ""),
 )
 def test_what_the_guide_points_at_exists(guide, least):
@@ -183,12 +185,12 @@ def test_the_lab_s_table_lists_its_tasks():
 
 
 def test_every_result_is_committed_with_its_command():
-    text = RESULTS.read_text()
+    text = RESULTS.read_text() + ROBUST.read_text()
     for path in re.findall(r"python (examples/[\w/]+\.py)", text):
         assert (ROOT / path).is_file(), path
     named = set(re.findall(r"results/(\w+\.csv)", text))
     assert named == {path.name for path in (ROOT / "docs" / "results").iterdir()}
-    assert len(named) == 10
+    assert len(named) == 12
     pictures = set(re.findall(r"pictures/(paper-[\w-]+\.png)", text))
     assert pictures == {path.name for path in (ROOT / "docs" / "pictures").glob("paper-*.png")}
     assert all(len(read(ROOT / "docs" / "results" / name)) > 5 for name in named)
@@ -204,3 +206,12 @@ def test_the_printed_table_1_is_that_of_its_rows():
     for title, stack in (("SGD", "SGD(0.01)"), ("Adam / Adam", "Adam(0.001) / Adam(0.001)"), ("RMSProp", "RMSProp(0.01)")):
         printed = re.search(rf"^\| {re.escape(title)} \| [^|]* \| ([^|]*) \| yes", section, re.M)[1]
         assert printed == f"{statistics.mean(errors[stack]):.2f} ± {statistics.stdev(errors[stack]):.2f}"
+
+
+def test_the_robust_default_s_table_is_that_of_its_rows():
+    """Printed by the benchmark from the rows that are committed."""
+    text = ROBUST.read_text()
+    for name in ("robustness", "robustness_aside"):
+        printed = robustness.table(read(ROOT / "docs" / "results" / f"{name}.csv"))
+        assert printed in text
+    assert str(run(ROBUST, 1)["optimizer"]) == "adamw / sgd"

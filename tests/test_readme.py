@@ -33,7 +33,7 @@ def test_every_block_runs_and_its_towers_learn(tmp_path, monkeypatch):
         "validation": data[0],
     } | halves
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     for block in blocks:
         exec(block, namespace)
         if "hypergradient(" in block:

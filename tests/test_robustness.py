@@ -98,7 +98,7 @@ def test_every_contender_trains(name):
         assert loss(running.evaluated()).item() < 0.98 * before
 
 
-@pytest.mark.parametrize("name", contenders.CONTENDERS)
+@pytest.mark.parametrize("name", [name for name in contenders.CONTENDERS if name not in contenders.STARTLESS])
 def test_the_first_move_grows_with_the_initial_rate(name):
     generator = torch.Generator().manual_seed(1)
     inputs, moves = torch.randn(16, 5, generator=generator, dtype=torch.float64), []
