@@ -135,8 +135,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         axes.set_axis_off()
     figure.supxlabel("initial learning rate", fontsize=11)
     figure.colorbar(shown, ax=grid, label="score: 0 best of all, 1 nothing learned", extend="max", fraction=0.04)
-    figure.suptitle("What a start costs", **figures.HEADLINE)
-    figures.save(figure, path)
+    figures.save(figure, path, "What a start costs")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -123,8 +123,7 @@ def draw(runs: dict[tuple[str, float], list[Run]], every: int, steps: int, tower
     band = f"mean and range of {seeds} seeds" if seeds > 1 else None
     right.legend(frameon=False, loc="upper right", title=band, alignment="left")
     right.set_title("so a start that is far too low costs little")
-    figure.suptitle(f"{tower_name} on {title}", **figures.HEADLINE)
-    figures.save(figure, Path(out))
+    figures.save(figure, Path(out), f"{tower_name} on {title}")
 
 
 def main() -> None:

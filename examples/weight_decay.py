@@ -139,8 +139,7 @@ def draw(runs: dict[float | None, list[Run]], out: str) -> None:
     right.set(xlabel="epoch", ylabel="validation loss", xlim=(0, len(epochs)), ylim=(0.5, 1.6))
     right.set_title("until overfitting is gone")
     right.legend(frameon=False, loc="upper right")
-    figure.suptitle(f"{EXAMPLES} digits, {WRONG} of them with random labels: weight decay matters", **figures.HEADLINE)
-    figures.save(figure, Path(out))
+    figures.save(figure, Path(out), f"{EXAMPLES} digits, {WRONG} of them with random labels: weight decay matters")
 
 
 def main() -> None:

@@ -119,7 +119,6 @@ def test_the_first_move_grows_with_the_initial_rate(name):
 def test_the_command_goes_on_and_draws(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(robustness, "QUICK", ("noisy quadratic",))
     monkeypatch.setattr(robustness, "RATES", (1e-6, 1e-2))
-    monkeypatch.setattr(problems, "load", problems.load)
     arguments = ["--quick", "--only", "--contender", "adam/sgd", "--out", str(tmp_path), "--processes", "1"]
     robustness.main(arguments)
     printed = capsys.readouterr().out

@@ -177,14 +177,12 @@ def main() -> None:
         call = functools.partial(train, path=text, size=size)
         found = sweep(call, cells, path, results(size), arguments.processes, "char-RNN")
     rows = {(str(row["package"]), str(row["stack"])): row for row in found if row["seed"] == 0}
-    shown = table(rows, size)
-    print(shown)
-    path.with_suffix(".md").write_text(shown + "\n")
     epochs = size.steps * BATCH * LENGTH / length
     name = arguments.text.name if arguments.text else "this package's source"
     title = f"2 × {size.width} LSTM on {name}: {size.steps:,} steps, {epochs:.1f} epochs (the paper: 50)"
-    draw(rows, size, title, arguments.out / "paper-char-rnn.png")
-    print(f"\nCells: {path}\nThe picture: {arguments.out / 'paper-char-rnn.png'}")
+    picture = arguments.out / "paper-char-rnn.png"
+    draw(rows, size, title, picture)
+    mnist.finish(table(rows, size), path, picture)
 
 
 def own_source(folder: Path) -> Path:

@@ -203,11 +203,9 @@ def main() -> None:
     size = QUICK if arguments.quick else FULL
     path = arguments.out / "cost.csv"
     rows = run(size, path)
-    text = table(rows, size)
-    print(text)
-    path.with_suffix(".md").write_text(text + "\n")
-    draw(rows, size, arguments.out / "paper-cost.png")
-    print(f"\nTimes: {path}\nThe picture: {arguments.out / 'paper-cost.png'}")
+    picture = arguments.out / "paper-cost.png"
+    draw(rows, size, picture)
+    mnist.finish(table(rows, size), path, picture)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import stacks
 from published import TABLE, Figure
 from table1 import FULL, QUICK, cells, plain
 
+from gdtuo.lab import options
 from gdtuo.lab.journal import Row
 from gdtuo.lab.sweep import sweep
 
@@ -85,7 +86,7 @@ def table(found: Mapping[str, list[Row]], reruns: Mapping[str, list[Row]]) -> st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    mnist.add_data(parser)
+    options.add_data(parser)
     mnist.add_output(parser)
     mnist.add_processes(parser)
     arguments = parser.parse_args()

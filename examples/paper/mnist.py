@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gdtuo.lab import data, options
 
-__all__ = ["add_data", "add_output", "add_processes", "check", "classifier", "classify"]
+__all__ = ["add_output", "add_processes", "check", "classifier", "classify", "finish"]
 
 BATCH = 256
 
@@ -87,10 +87,11 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--processes", type=int, help="at a time (default: one a core)")
 
 
-def add_data(parser: argparse.ArgumentParser) -> None:
-    """The folder of data."""
-    default = f"${data.FOLDER_VARIABLE}, else downloaded into a cache"
-    parser.add_argument("--data", metavar="DIR", help=f"folder of mnist/ (default: {default})")
+def finish(text: str, path: Path, picture: Path) -> None:
+    """Show a table, write it beside its cells, and say where everything is."""
+    print(text)
+    path.with_suffix(".md").write_text(text + "\n")
+    print(f"\nCells: {path}\nThe picture: {picture}")
 
 
 def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace, task: str) -> None:

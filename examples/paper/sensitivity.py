@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import mnist
 import stacks
 
-from gdtuo.lab import figures
+from gdtuo.lab import figures, options
 from gdtuo.lab.journal import Row
 from gdtuo.lab.sweep import sweep
 
@@ -172,7 +172,7 @@ def _axes(axes: Axes, size: Size) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    mnist.add_data(parser)
+    options.add_data(parser)
     mnist.add_output(parser)
     mnist.add_processes(parser)
     arguments = parser.parse_args()
@@ -181,11 +181,9 @@ def main() -> None:
     path = arguments.out / "sensitivity.csv"
     train = functools.partial(mnist.classify, folder=arguments.data)
     found = errors(sweep(train, cells(size), path, RESULTS, arguments.processes, "sensitivity"))
-    text = table(found, size)
-    print(text)
-    path.with_suffix(".md").write_text(text + "\n")
-    draw(found, size, arguments.out / "paper-sensitivity.png")
-    print(f"\nCells: {path}\nThe picture: {arguments.out / 'paper-sensitivity.png'}")
+    picture = arguments.out / "paper-sensitivity.png"
+    draw(found, size, picture)
+    mnist.finish(table(found, size), path, picture)
 
 
 if __name__ == "__main__":

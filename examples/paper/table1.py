@@ -23,7 +23,7 @@ import mnist
 import stacks
 from published import TABLE, Figure, Published
 
-from gdtuo.lab import figures
+from gdtuo.lab import figures, options
 from gdtuo.lab.journal import Row
 from gdtuo.lab.sweep import sweep
 
@@ -189,7 +189,7 @@ def draw(lines: Sequence[Line], size: Size, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    mnist.add_data(parser)
+    options.add_data(parser)
     mnist.add_output(parser)
     mnist.add_processes(parser)
     parser.add_argument("--referee", action="store_true", help="train by the published package too")
@@ -204,11 +204,9 @@ def main() -> None:
         return sweep(train, unique, path, RESULTS, arguments.processes, "table 1")
 
     lines = measure(size, run, arguments.referee)
-    text = table(lines)
-    print(text)
-    path.with_suffix(".md").write_text(text + "\n")
-    draw(lines, size, arguments.out / "paper-table1.png")
-    print(f"\nCells: {path}\nThe picture: {arguments.out / 'paper-table1.png'}")
+    picture = arguments.out / "paper-table1.png"
+    draw(lines, size, picture)
+    mnist.finish(table(lines), path, picture)
 
 
 if __name__ == "__main__":

@@ -160,8 +160,9 @@ def _complete(ablation: Ablation, folder: Path, processes: int) -> None:
     done = {_cell(row) for row in results.rows}
     traces = Journal(folder / "learned.csv", TRACE)
     traces.keep(lambda row: _cell(row) in done)  # a trace is written before its row
-    jobs = [[cell for cell in cells if cell not in done] for cells in ablation.jobs()]
-    total, missing = sum(map(len, ablation.jobs())), sum(map(len, jobs))
+    every = ablation.jobs()
+    jobs = [[cell for cell in cells if cell not in done] for cells in every]
+    total, missing = sum(map(len, every)), sum(map(len, jobs))
     train_cells = partial(_train, ablation.source, ablation.epochs)
     with tqdm(total=total, initial=total - missing, unit="cell") as progress:
         for cells, outcomes in in_processes(train_cells, [job for job in jobs if job], processes):

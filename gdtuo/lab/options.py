@@ -6,12 +6,17 @@ import argparse
 
 from . import data
 
-__all__ = ["add_task", "at_least_1", "load_task"]
+__all__ = ["add_data", "add_task", "at_least_1", "load_task"]
 
 
 def add_task(parser: argparse.ArgumentParser) -> None:
     """The options --task and --data."""
     parser.add_argument("--task", choices=list(data.TASKS), default="digits")
+    add_data(parser)
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """The option --data."""
     default = f"${data.FOLDER_VARIABLE}, else downloaded into a cache"
     parser.add_argument("--data", metavar="DIR", help=f"folder of mnist/ and fashion/ (default: {default})")
 

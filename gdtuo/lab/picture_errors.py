@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .ablation import Results
 from .curves import COLORS
-from .figures import GREY, HEADLINE, pyplot, save
+from .figures import GREY, pyplot, save
 from .journal import Row
 from .scales import plain_ticks, scale
 from .summary import by_tower, middle, short
@@ -56,8 +56,7 @@ def draw_errors(results: Results, path: Path) -> None:
     seeds = max(len(rows) for cells in towers.values() for rows in cells.values())
     title = f"median and range of {seeds} seeds" if seeds > 1 else None
     axes.legend(frameon=False, fontsize=10, loc="upper left", bbox_to_anchor=(1, 1), title=title, alignment="left")
-    figure.suptitle(f"{results.title}: {results.metric.split(',')[0]} by initial learning rate", **HEADLINE)
-    save(figure, path)
+    save(figure, path, f"{results.title}: {results.metric.split(',')[0]} by initial learning rate")
 
 
 def _draw(

@@ -9,7 +9,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .ablation import Results
-from .figures import HEADLINE, pyplot, save
+from .figures import pyplot, save
 from .journal import Row
 from .scales import AVERAGES, LEAST, scale
 from .summary import by_tower, short
@@ -61,8 +61,7 @@ def draw_learned(results: Results, path: Path) -> bool:
                 axes.set_title(f"{fill(short(text), LETTERS)}\n{_title(name)}", fontsize=11)
     handles = [plt.Line2D([], [], color=colors[lr], linewidth=2, label=f"{lr:.3g}") for lr in reversed(rates)]
     figure.legend(handles=handles, loc="outside right upper", frameon=False, title="initial lr", alignment="left", fontsize=10)
-    figure.suptitle(headline, **HEADLINE)
-    save(figure, path)
+    save(figure, path, headline)
     return True
 
 

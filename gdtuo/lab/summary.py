@@ -36,9 +36,9 @@ def short(text: str) -> str:
     return " / ".join([*below, last]) + (f" x {n}" if n > 1 else "")
 
 
-def middle(rows: Sequence[Row], name: str = "error") -> float:
-    """The median over seeds; what is not a number counts as the largest."""
-    return median(value if value == value else float("inf") for value in (float(row[name]) for row in rows))
+def middle(rows: Sequence[Row]) -> float:
+    """The median error over seeds; what is not a number counts as the largest."""
+    return median(value if value == value else float("inf") for value in (float(row["error"]) for row in rows))
 
 
 def format_table(results: Results) -> str:

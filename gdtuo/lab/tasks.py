@@ -161,7 +161,7 @@ class Named:
         Raises:
             ValueError: if there is no such task, or the user's function is not found or returns something else.
             OSError: if data are missing.
-        RuntimeError: if the user's module or function fails; its cause is that error.
+            RuntimeError: if the user's module or function fails; its cause is that error.
         """
         return _load(self)
 

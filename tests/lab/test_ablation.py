@@ -16,6 +16,7 @@ from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
+import own_tasks
 import pytest
 
 from gdtuo.lab import ablation, cli, figures, picture_errors, picture_learned, summary
@@ -23,9 +24,6 @@ from gdtuo.lab.ablation import Ablation, Results, open_folder
 from gdtuo.lab.journal import alone
 from gdtuo.lab.tasks import Named
 from gdtuo.lab.training import Start, train
-
-sys.path.insert(0, str(Path(__file__).parent))
-import own_tasks
 
 HERE = Path(__file__).parent
 GRID = ["--tower", "adam/sgd", "--heights", "0:2", "--lr", "1e-4:1e-1:4", "--seeds", "2"]
@@ -196,17 +194,16 @@ def test_towers_may_be_compared_as_they_are(tmp_path, monkeypatch):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that are saved, still open to be looked at."""
+    """The figures that are saved."""
     figures_saved = []
 
-    def keep(figure, path):
+    def keep(figure, path, headline):
         figures_saved.append(figure)
-        figure.savefig(path)
+        figures.save(figure, path, headline)
 
     monkeypatch.setattr(picture_errors, "save", keep)
     monkeypatch.setattr(picture_learned, "save", keep)
-    yield figures_saved
-    figures.pyplot().close("all")
+    return figures_saved
 
 
 def test_the_picture_of_errors_shows_the_rows(whole, drawn, tmp_path):

@@ -1,10 +1,9 @@
 """A cell is trained as one would train it by hand, alone or together with others."""
 
 import math
-import sys
 from itertools import pairwise
-from pathlib import Path
 
+import own_tasks
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -12,9 +11,6 @@ from torch.nn.functional import cross_entropy
 import gdtuo
 from gdtuo.lab.tasks import Named
 from gdtuo.lab.training import POINTS, Start, train
-
-sys.path.insert(0, str(Path(__file__).parent))
-import own_tasks
 
 TOWERS = ["adam", "adam/sgd/sgd", "sgd(momentum=0.9, learn='all')/adam", "adam(per='tensor')/sgd", "adafactor/sgd"]
 STARTS = [Start(lr, seed) for seed in (0, 5) for lr in (1e-4, 1e-2, 1.0)]

@@ -9,13 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import jobs
 import pytest
 import torch
 
 from gdtuo.lab.processes import in_processes
-
-sys.path.insert(0, str(Path(__file__).parent))
-import jobs
 
 
 @pytest.mark.parametrize("processes", [1, 2])

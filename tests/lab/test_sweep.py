@@ -7,14 +7,12 @@ import sys
 import time
 from pathlib import Path
 
+import jobs
 import pytest
 import torch
 
 from gdtuo.lab.journal import alone, read
 from gdtuo.lab.sweep import sweep
-
-sys.path.insert(0, str(Path(__file__).parent))
-import jobs
 
 CELLS = [{"seed": seed, "lr": lr} for seed in range(4) for lr in (0.5, 0.25)]
 

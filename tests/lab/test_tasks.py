@@ -1,7 +1,6 @@
 """Tasks by name."""
 
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +8,6 @@ from torch.nn.functional import cross_entropy
 
 from gdtuo.lab.recurrent import Characters, draw_chunks, validation_loss
 from gdtuo.lab.tasks import Named
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 def test_a_task_is_made_once():
