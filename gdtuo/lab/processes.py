@@ -62,7 +62,8 @@ def in_processes(function: Callable[[Job], Result], jobs: Sequence[Job], process
             for child in children:
                 child.terminate()
             for child in children:
-                child.join()
+                while child.is_alive():  # a join that the pool's own thread has forestalled returns at once
+                    child.join()
         else:
             pool.shutdown()
 
