@@ -15,7 +15,7 @@ from torch import nn
 import gdtuo
 from gdtuo import compat
 
-__all__ = ["CONTENDERS", "PLAIN", "STARTLESS", "USUAL", "Contender", "enter"]
+__all__ = ["CONTENDERS", "PLAIN", "STARTLESS", "UNDER", "USUAL", "Contender", "enter"]
 
 #: The plain optimizers, whose best cell is "tuned".
 PLAIN = ("Adam", "SGD")
@@ -25,6 +25,7 @@ USUAL = {
     "Adam": 1e-3,
     "SGD": 1e-3,
     "Adam / SGD / SGD": 1e-3,
+    "SGD / SGD / SGD": 1e-2,
     "published Adam / SGD": 1e-3,
     "Prodigy": 1e-6,
     "D-Adaptation": 1e-6,
@@ -34,7 +35,10 @@ USUAL = {
 }
 
 #: What is given no initial rate, and runs once for all of them.
-STARTLESS = ("auto",)
+STARTLESS = ("auto", "auto, SGD")
+
+#: The plain optimizer that each tower moves the weights with, and is not to be behind of at the same start.
+UNDER = {"Adam / SGD / SGD": "Adam", "SGD / SGD / SGD": "SGD", "auto": "Adam", "auto, SGD": "SGD", "published Adam / SGD": "Adam"}
 
 
 class Contender(NamedTuple):
@@ -115,7 +119,9 @@ CONTENDERS: dict[str, Callable[[nn.Module, float], Contender]] = {
     "Adam": _torch(lambda params, lr: torch.optim.Adam(params, lr=lr)),
     "SGD": _torch(lambda params, lr: torch.optim.SGD(params, lr=lr)),
     "Adam / SGD / SGD": _tower("adam/sgd/sgd"),
+    "SGD / SGD / SGD": _tower("sgd/sgd/sgd"),
     "auto": _torch(lambda params, lr: gdtuo.auto(params)),
+    "auto, SGD": _torch(lambda params, lr: gdtuo.auto(params, gdtuo.SGD)),
     "published Adam / SGD": _published,
     "Prodigy": _torch(_prodigy),
     "D-Adaptation": _torch(_dadaptation),

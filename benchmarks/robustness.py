@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -28,7 +28,7 @@ from gdtuo.lab.grids import rates
 from gdtuo.lab.journal import Row
 from gdtuo.lab.sweep import sweep
 
-from .contenders import CONTENDERS, PLAIN, STARTLESS, USUAL, enter
+from .contenders import CONTENDERS, PLAIN, STARTLESS, UNDER, USUAL, enter
 from .problems import KEPT_ASIDE, PROBLEMS, load
 
 __all__ = ["draw", "scores", "table", "train"]
@@ -91,10 +91,14 @@ def tuned(found: dict[tuple[str, str, float, int], float]) -> dict[tuple[str, in
 
 def table(rows: Sequence[Row]) -> str:
     """For each contender, over all its starts: shares of cells near tuned, the worst and the median distance, cells that did
-    not end finite; and the share near tuned of those that begin where its own default does."""
+    not end finite; the share near tuned of those that begin where its own default does; and of a tower, how many cells are more
+    than `NEAR` behind the plain optimizer at the same start, one that takes no start behind its best."""
     found = scores(rows)
     goal = tuned(found)
-    lines = [f"{'':34}{'within 0.05':>12}{'own start':>12}{'within 0.2':>12}{'median':>9}{'worst':>9}{'not finite':>12}"]
+    columns = (
+        f"{'within 0.05':>12}{'own start':>12}{'within 0.2':>12}{'median':>9}{'worst':>9}{'not finite':>12}{'behind plain':>14}"
+    )
+    lines = [f"{'':34}{columns}"]
     for name in dict.fromkeys(contender for _, contender, _, _ in found):
         gaps = {(lr, p, s): score - goal[p, s] for (p, who, lr, s), score in found.items() if who == name}
         own = [gap for (lr, _, _), gap in gaps.items() if lr == USUAL.get(name, OWN)]
@@ -103,8 +107,19 @@ def table(rows: Sequence[Row]) -> str:
         lines.append(
             f"{name:34}{_share(gaps.values(), NEAR)}{_share(own, NEAR)}{_share(gaps.values(), FAR)}{median(gaps.values()):9.3f}"
             f"{f'{worst:.2f}' if worst < NOTHING - FAR else f'> {NOTHING - FAR:.1f}':>9}{broken:12d}"
+            f"{_behind(found, name):>14}"
         )
     return "\n".join(lines)
+
+
+def _behind(found: Mapping[tuple[str, str, float, int], float], name: str) -> int | str:
+    plain = {(p, lr, s): score for (p, who, lr, s), score in found.items() if who == UNDER.get(name)}
+    if not plain:
+        return "-"
+    mine = {(p, lr, s): score for (p, who, lr, s), score in found.items() if who == name}
+    pairs = [(score, other) for (p, lr, s), score in mine.items() for (q, start, seed), other in plain.items()
+             if (q, seed) == (p, s) and lr in (start, OWN)]  # fmt: skip
+    return sum(score - other > NEAR for score, other in pairs)
 
 
 def _share(gaps: Collection[float], limit: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,10 @@ __all__ = ["Blueprint"]
 
 #: A step size above the first level is a relative change of a step size per step: above this, towers run away.
 UPPER_LR_MAXIMUM = 0.2
+
+
+#: Defaults of the weights' level with "cosine"; docs/robust-default.md says how they were found.
+HORIZON, TRUST = 100, 0.15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +62,21 @@ class Blueprint:
         if self.height and name == "lr" and type(domain) is Positive:
             return dataclasses.replace(domain, maximum=min(domain.maximum, UPPER_LR_MAXIMUM))
         return domain
+
+    @property
+    def horizon(self) -> int:
+        """Over how many updates the effect of a hyperparameter is accumulated."""
+        usual = HORIZON if not self.height and self.options.hypergradient == "cosine" else 1
+        return self.options.horizon or usual
+
+    def trust(self, learned: Iterable[str]) -> float:
+        """By how much of the weights' length an update may move them, if `learned` is; inf for no limit."""
+        if self.height or "lr" not in learned:
+            return math.inf
+        if self.options.trust is not None:
+            return self.options.trust
+        able = self.options.hypergradient == "cosine" and self.options.per != "element"
+        return TRUST if able and type(self.domain("lr")) is Positive else math.inf
 
     def closed_form(self, learned: Iterable[str]) -> bool:
         """Whether the rule's own closed form differentiates its updates."""

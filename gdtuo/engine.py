@@ -21,11 +21,12 @@ from .learned import written
 from .recipes import Recipe
 from .recording import UnrecordableError
 from .rules import Number
-from .segments import SegmentedBucket
+from .segments import SegmentedBucket, like
 from .sharding import Ranks, is_distributed, ranks_of
 from .small import SmallBucket
 from .tape import Array, on_host, quiet
 from .traced import Traced
+from .trust import LENGTHS
 from .whole import WholeBucket
 
 __all__ = ["Engine"]
@@ -57,6 +58,7 @@ class Engine:
         self._bottom = blueprints[0]
         self._consumed: list[Any] = []  # which gradients the last step used
         self.ladder: Ladder | None = None
+        self._unmeasured: set[int] = set()
         self.traced = Traced(blueprints, groups)
         self._workspace = Workspace()
         self._buckets: list[Bucket] = []
@@ -132,7 +134,8 @@ class Engine:
             domains = {name: blueprint.domain(name) for name in learned}
             options = blueprint.options
             closed = blueprint.closed_form(learned)
-            plans.append(Plan(blueprint.rule(), present, domains, options.per, options.hypergradient, closed, options.horizon))
+            numbers = blueprint.horizon, blueprint.trust(learned)
+            plans.append(Plan(blueprint.rule(), present, domains, options.per, options.hypergradient, closed, *numbers))
         sizes = [len(group["params"]) for group in self.groups]
         ladder = Ladder(plans, self._blueprints[-1].factory, self._blocks, sizes, dtype, device)
         for g, group in enumerate(self.groups):
@@ -150,6 +153,10 @@ class Engine:
             group["steps"] = self.steps[g]
         self._last: Array = _numbers(ladder.store["L0/last"])
         self._marked = [group["L0/shift"] for group in self.groups]
+        lengths = ladder.store["L0/lengths"][:, 0].tolist() if ladder.plans[0].limited else ()
+        #: rows of hyperparameters whose weights have never been measured
+        self._unmeasured = {row for row, length in enumerate(lengths) if length == 0}
+        self._measured: set[int] = set()  # groups whose lengths the ladder has still to take up
         self._values: Array = _numbers(ladder.values)
         self._slope: Array = _numbers(ladder.store["L0/slope"])
         return ladder
@@ -281,9 +288,11 @@ class Engine:
         spread = options.per == "element"
         # Tangents are kept where they accumulate, where no closed form can rebuild them from the state, and
         # where the values to rebuild them with would take as much memory.
-        traced = bool(own) and (options.horizon > 1 or spread or not closed_form)
-        noisy = bool(own) and options.hypergradient == "cosine" and not rule.direct.issuperset(own)
-        return Recipe(rule, present, own, dtype, traced, closed_form, 1.0 - 1.0 / options.horizon, spread, noisy)
+        horizon, limited = self._bottom.horizon, self._bottom.trust(learned) < torch.inf
+        traced = bool(own) and (horizon > 1 or spread or not closed_form)
+        noisy = options.hypergradient == "cosine" and not rule.direct.issuperset(own)
+        moved = bool(own) and (noisy or limited)
+        return Recipe(rule, present, own, dtype, traced, closed_form, 1.0 - 1.0 / horizon, spread, moved)
 
     def _present(self, k: int, groups: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
         """The hyperparameters that a rule is given: all but the optional ones that stand at 0 and stay there."""
@@ -460,7 +469,7 @@ class Engine:
         if self._collective is not None:
             self._collective.clear()
         else:
-            self._tables[()][:] = 0.0
+            self._tables[()][:, : self.ladder.sums.shape[1]] = 0.0  # behind them stands what the ladder is to take up
         if self.ladder.products is not None:
             self.ladder.products.zero_()  # of parameters that have no gradient now
         active = [False] * len(self.groups)
@@ -469,11 +478,36 @@ class Engine:
                 bucket.pull(run, self._tables[bucket.ranks], self.ladder.products)
                 for g in run.groups:
                     active[g] = True
+        if first:
+            self._measure(runs)
+            for g in self._measured:
+                active[g] = True
+            self._measured.clear()
         if first and not all(self._stepped):
             for _, run in runs:
                 for g in run.groups:
                     active[g] = active[g] or not self._stepped[g]
         return active if self._collective is None else self._collective.add_up(active)
+
+    def _measure(self, runs: Runs) -> None:
+        """Add the lengths of weights that have never been measured to the tables."""
+        done: set[int] = set()
+        for bucket, run in runs if self._unmeasured else ():
+            for i in range(run.first, run.last) if bucket.recipe.own else ():
+                place = bucket.places[i]
+                if place.row in self._unmeasured:
+                    line = self._tables[bucket.ranks][place.row, -LENGTHS:]
+                    line += like(bucket.lengths(i, run.step + 1, self._values), line)
+                    done.add(place.row)
+                    self._measured.add(place.group)
+        self._unmeasured -= done
+
+    def measure(self) -> None:
+        """Let the ladder know the lengths of weights that have never been measured, for a step that is a tensor program."""
+        if self.ladder is not None and self._unmeasured and self.learning:
+            with quiet():
+                self.take(self.written())
+                self._measure([(bucket, run) for bucket in self._buckets for run in bucket.runs()])
 
     def step(self, runs: Runs) -> None:
         """Learn, if this step is one that does, and move the weights."""
@@ -487,6 +521,8 @@ class Engine:
                 self.learn(runs, first=True)
             else:
                 self._consumed = self._marks(runs)
+                if self._collective is None:  # else they travel with the sums of the first step that learns
+                    self._measure(runs)
         self.update(runs)
 
     def due(self, step: Any) -> Any:

@@ -23,6 +23,7 @@ from .rules import Number, Rule
 from .store import Shape, Store
 from .tape import Tape, on_host
 from .torch_top import TorchFactory, TorchTop
+from .trust import LENGTHS, Lengths
 
 __all__ = ["Ladder", "Plan"]
 
@@ -41,6 +42,12 @@ class Plan:
     kind: str  # "cosine" or "exact"
     closed_form: bool  # or derivatives come from the rule's `update`
     horizon: int
+    trust: float  # how far an update may move the weights, inf for no limit
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit to the learning rate."""
+        return self.trust < torch.inf
 
     @property
     def decay(self) -> float:
@@ -90,6 +97,8 @@ class Ladder:
                 here = len(self.learned[k].names)
                 for name in ("shift", "slope", "hypergradient"):
                     shapes[f"L{k}/{name}"] = Shape(self.blocks[k], (here,))
+                if plan.limited:
+                    shapes["L0/lengths"] = Shape(self.blocks[0], (LENGTHS,))
                 if k:
                     shapes[f"L{k}/trace"] = Shape(rows, (below, here))
                     shapes[f"L{k}/sums"] = Shape([1] * self.groups, (here + 1,))  # |z|², |Δ|²
@@ -114,8 +123,11 @@ class Ladder:
         first, here = self.plans[0], len(self.learned[0].names)
         rows = sum(self.blocks[0])
         elementwise = first.per == "element"
-        #: [G or B, 2 H + 2]: `Sums` of the weights' blocks (of their groups, if learned per element)
-        self.table = zeros(self.groups if elementwise else rows, 2 * here + 2)
+        #: [G or B, 2 H + 2]: `Sums` of the weights' blocks (of their groups, if learned per element); behind them, where
+        #: updates are limited, the `Lengths` of those that are measured now
+        self.table = zeros(self.groups if elementwise else rows, 2 * here + 2 + LENGTHS * first.limited)
+        #: its parts
+        self.sums, self.lengths = self.table[:, : 2 * here + 2], self.table[:, 2 * here + 2 :]
         #: [B, H]: products of gradient and tangent, if learned per element
         self.products = zeros(rows, here) if elementwise else None
         #: [B, H]: which hyperparameters of the weights' level stay where they are
@@ -132,6 +144,9 @@ class Ladder:
         self._chosen = [torch.tensor(columns, dtype=torch.int64, device=self.device) for columns in places]
         names = first.present
         self._places = [names.index(name) for name in first.domains]
+        #: where the learning rate stands among what is learned of the weights' level
+        self._lr = self.learned[0].names.index("lr") if first.limited else 0
+        self._is_lr = torch.tensor([name == "lr" for name in first.domains], device=self.device)
         weights = torch.tensor(self.blocks[0], dtype=self.store.flat.dtype, device=self.device)
         self._weights = weights[self.row_group[0]].unsqueeze(1)
         self._active: list[bool] | None = None
@@ -152,7 +167,7 @@ class Ladder:
             make = Tape if on_host(self.device) else Graph
             try:
                 with torch.device("cpu"):  # as where it was built
-                    tape = self._tapes[function] = make(lambda: function(self), state=[self.store.flat, self.skipped])
+                    tape = self._tapes[function] = make(lambda: function(self), state=[self.store.flat, self.skipped, self.table])
             except (UnrecordableError, UncapturableError):  # a user's rule that branches on a number
                 self._replays = False
                 function(self)
@@ -202,7 +217,7 @@ class Ladder:
     def gradient(self) -> Tensor:
         """[B, H] of the first level's shifts, from `table` and `products`."""
         plan, count = self.plans[0], len(self.learned[0].names)
-        sums = Sums.of_table(self.table, count)
+        sums = Sums.of_table(self.sums, count)
         if self.products is None:
             return hypergradient(plan.kind, sums, self._noise[0])
         spread = Sums(*(column[self.row_group[0]] for column in sums))
@@ -275,6 +290,8 @@ class Ladder:
             self._move(self._last, self.top.shifts())
         for k in range(len(self.plans) - 1, 0, -1):
             self._move(k - 1, self._update(k, gradients[k - 1]))
+        if self.plans[0].limited:
+            self._move(0, self._limited(store["L0/shift"]))
         store.join()
         finite = store.finite(self.groups)
         kept = ~(finite & self.active)
@@ -283,6 +300,23 @@ class Ladder:
             self.top.keep(undo, kept)
         self.skipped.add_(~finite & self.active)
         self._evaluate(self.learned[0].project(store["L0/shift"]))
+
+    def measured(self) -> Tensor:
+        """[G] which groups have weights that were measured for this step."""
+        rows = self.lengths.sum(1, keepdim=True)
+        return self._by_group(0, rows)[:, 0] > 0
+
+    def _limited(self, shift: Tensor) -> Tensor:
+        """The shifts of the weights' level with no learning rate above its limit."""
+        plan, learned, store = self.plans[0], self.learned[0], self.store
+        sums, old, new = Sums.of_table(self.sums, len(learned.names)), store["L0/lengths"], self.lengths
+        before = Lengths.of_table(torch.where(new[:, :1] > 0, new, old))
+        now = before.after(sums.zz[:, self._lr], sums.dd[:, 0], store["L0/slope"][:, self._lr], sums.gg[:, 0])
+        limit = now.limit(plan.trust, before.gradient if plan.rule.proportional else None)
+        old.copy_(torch.stack(now, dim=1))
+        limit = (limit / learned.written[:, self._lr]).log().unsqueeze(1)
+        self.lengths.copy_(torch.where(self.active[self.row_group[0]].unsqueeze(1), 0.0, new))
+        return torch.where(self._is_lr & ~self.pinned & (limit < shift), limit, shift)
 
     def _move(self, k: int, shifts: Tensor) -> None:
         self.store[f"L{k}/shift"].copy_(self.learned[k].project(shifts))

@@ -265,7 +265,7 @@ class LargeBucket(SegmentedBucket):
                 for name in recipe.own:
                     product = gradient * self.arrays[f"trace_{name}"][piece.start : piece.stop]
                     products[row : row + piece.length, self.learned.index(name)] = product.to(products)
-        moved = self._moved(segments) if recipe.traced and recipe.noisy else None
+        moved = self._moved(segments) if recipe.traced and recipe.moved else None
         self._add(table, kernel, segments, given, dots, moved)
 
     def _moved(self, segments: Segments) -> Array:

@@ -332,6 +332,16 @@ class Bucket(ABC):
     # ---------------------------------------------------------------- arithmetic
 
     @abstractmethod
+    def lengths(self, i: int, step: int, values: Array) -> Tensor:
+        """[3] `trust.Lengths` of a parameter before an update.
+
+        Args:
+            i: the parameter's number here.
+            step: the update's number.
+            values: as `update` takes them.
+        """
+
+    @abstractmethod
     def pull(self, run: Run, table: Array, products: Tensor | None) -> None:
         """Add the last update of a run, pulled back, to a table of `Sums`: one row for each row of hyperparameters.
 

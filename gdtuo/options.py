@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import torch
 
-from .domains import Domain
+from .domains import Domain, Positive
 from .pullback import KINDS
 from .schema import Schema
 from .torch_top import TorchFactory
@@ -38,8 +39,14 @@ class Learning(TypedDict, total=False):
     learn_after: how many first steps learn nothing. Default: 0.
     learn_every: learn at each k-th step, from the update before it; the steps between cost no more than plain ones but
         for what they must remember. `hyperstep` learns whenever it is called. Default: 1.
-    horizon: over how many updates the effect of a hyperparameter is accumulated, Z ← (1 - 1/N) Z + ∂w/∂shift.
-        Default: 1, the last update alone.
+    horizon: over how many updates the effect of a hyperparameter is accumulated, Z ← (1 - 1/N) Z + ∂w/∂shift. The last
+        update alone, 1, prefers learning rates that are too small. Default: 100 for the weights' level with "cosine", for
+        one array of the weights' size for each hyperparameter that is learned; else 1.
+    trust: by how much of the weights' length one update may move them before the learned learning rate is lowered, as
+        LARS's trust coefficient: lr <= trust |w| / |d|, d the update at a learning rate of 1. So a start that is too high is
+        mended before the first update. See `gdtuo.trust` for how |w| and |d| are known. For the weights' level, in (0, inf];
+        inf is no limit. Default: 0.15 with "cosine" where "lr" is learned, in a `Positive` domain, per "group" or "tensor";
+        else inf.
     sharded: whether each rank of a distributed training has plain tensors of its own, as under FSDP1 and
         ZeroRedundancyOptimizer: True, or the process group over which they are spread. Sums are then added up over the
         ranks, one small message a step. Not needed for DistributedDataParallel, whose ranks have the same tensors, nor for
@@ -53,6 +60,7 @@ class Learning(TypedDict, total=False):
     per: Literal["group", "tensor", "element"]
     hypergradient: Literal["cosine", "exact"]
     horizon: int
+    trust: float
     domains: Mapping[str, Domain]
     learn_after: int
     learn_every: int
@@ -61,12 +69,13 @@ class Learning(TypedDict, total=False):
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """`Learning` after its checks, names spelled out; `learn` is None for "all"."""
+    """`Learning` after its checks, names spelled out; `learn` is None for "all", `horizon` and `trust` for their defaults."""
 
     learn: tuple[str, ...] | None
     per: str
     hypergradient: str
-    horizon: int
+    horizon: int | None
+    trust: float | None
     learn_after: int
     learn_every: int
     domains: Mapping[str, Domain]
@@ -75,7 +84,7 @@ class Options:
     @property
     def of_the_weights(self) -> str:
         """Which of these are set that concern the weights' level alone, as text."""
-        usual = {name: default for name, default, *_ in COUNTS if name != "horizon"} | {"sharded": False}
+        usual = {name: default for name, default, *_ in COUNTS if name != "horizon"} | {"sharded": False, "trust": None}
         return ", ".join(f"{name}=" for name, default in usual.items() if getattr(self, name) != default)
 
     def due(self, step: Any) -> Any:
@@ -107,10 +116,9 @@ class Options:
         counts = {}
         for name, default, least, what in COUNTS:
             counts[name] = count = given.get(name, default)
-            if not isinstance(count, int) or isinstance(count, bool) or count < least:
-                raise ValueError(
-                    f"{title} got {name}={count!r}: it counts {what}, an integer >= {least}. The default is {default}."
-                )
+            if name in given and (not isinstance(count, int) or isinstance(count, bool) or count < least):
+                usual = "" if default is None else f" The default is {default}."
+                raise ValueError(f"{title} got {name}={count!r}: it counts {what}, an integer >= {least}.{usual}")
         domains = {n: domain for name, domain in given.get("domains", {}).items() for n in _names(schema, name)}
         for name, domain in domains.items():
             if not isinstance(domain, Domain):
@@ -121,15 +129,44 @@ class Options:
         groups = (torch.distributed.ProcessGroup,) if torch.distributed.is_available() else ()
         if not isinstance(sharded, (bool, *groups)):
             raise TypeError(f"{title} got sharded={sharded!r}. Give True, or the process group over which parameters are spread.")
-        return cls(learn, per, kind, domains=domains, sharded=sharded, **counts)
+        trust = _trust(schema, given["trust"], learn, per, domains) if "trust" in given else None
+        return cls(learn, per, kind, domains=domains, sharded=sharded, trust=trust, **counts)
 
 
 #: name, default, smallest value, what is counted
-COUNTS = (
-    ("horizon", 1, 1, "updates that are judged together"),
+COUNTS: tuple[tuple[str, int | None, int, str], ...] = (
+    ("horizon", None, 1, "updates that are judged together"),
     ("learn_after", 0, 0, "first steps that learn nothing"),
     ("learn_every", 1, 1, "steps from one that learns to the next"),
 )
+
+
+def _trust(schema: Schema, value: Any, learn: tuple[str, ...] | None, per: str, domains: Mapping[str, Domain]) -> float:
+    """A limit that a user has set.
+
+    Raises:
+        ValueError: if it is no share of the weights' length, or there is nothing that it could limit.
+        TypeError: if it is no number.
+    """
+    title = schema.title
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{title} got trust={value!r}. Give a number, as trust=0.15, or math.inf for no limit.")
+    if not value > 0:
+        raise ValueError(
+            f"{title} got trust={value!r}: a part of the weights' length, > 0. Did you mean math.inf, no limit? Usual is 0.15."
+        )
+    if value == math.inf:
+        return value
+    if "lr" not in schema.names or not (learn is None or "lr" in learn):
+        raise ValueError(f"{title} got trust={value!r}, which limits a learned lr, but lr is not learned. Name it in learn=.")
+    domain = domains.get("lr", schema.rule.hyperparameters["lr"][1])
+    if type(domain) is not Positive:
+        raise ValueError(
+            f"{title} got trust={value!r}, which limits lr in a Positive domain, but its domain is {domain}. Leave trust= out."
+        )
+    if per == "element":
+        raise ValueError(f"{title} got trust={value!r} with per='element'. Use per='tensor' or 'group', or leave trust= out.")
+    return float(value)
 
 
 def spelled(schema: Schema, learn: Any) -> tuple[str, ...] | None:

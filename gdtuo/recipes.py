@@ -30,7 +30,7 @@ class Recipe:
         closed_form: whether the rule's own closed form differentiates its updates.
         decay: what remains of a trace after one more update.
         spread: whether hyperparameters are arrays, one number for each weight.
-        noisy: whether |Δ|² is needed, to tell tangents from rounding noise.
+        moved: whether |Δ|² is needed, to tell tangents from rounding noise or to limit updates.
     """
 
     rule: Rule
@@ -41,7 +41,7 @@ class Recipe:
     closed_form: bool
     decay: float
     spread: bool
-    noisy: bool
+    moved: bool
 
     @property
     def numbers(self) -> tuple[str, ...]:
@@ -130,7 +130,7 @@ class Recipe:
             traces[f"trace_{name}"] = tangent * slope
             if self.decay:
                 traces[f"trace_{name}"] = traces[f"trace_{name}"] + self.decay * arrays[f"trace_{name}"]
-        return self._outcome({"weights": weights + delta, **after, **traces}, moved=delta if self.noisy else None)
+        return self._outcome({"weights": weights + delta, **after, **traces}, moved=delta if self.moved else None)
 
     def _change(self, arrays: dict[str, Tensor], numbers: dict[str, Tensor]) -> Outcome:
         state = self._state(arrays, numbers)
@@ -146,7 +146,7 @@ class Recipe:
         delta, tangents = self.rule.replay(self.own, weights, gradient, {**outcome.arrays, **outcome.numbers}, hyper, step)
         slopes = [numbers[f"slope {name}"] for name in self.own]
         scaled = list(zip(tangents, slopes, strict=True))
-        moved = delta if self.noisy else None
+        moved = delta if self.moved else None
         return Outcome({**outcome.arrays, **kept}, "gradient", scaled, moved, outcome.change, outcome.numbers)
 
     def _pull(self, arrays: dict[str, Tensor], numbers: dict[str, Tensor]) -> Outcome:
@@ -157,7 +157,7 @@ class Recipe:
         weights, gradient = arrays.get("last_weights", none), arrays.get("last_gradient", none)
         delta, tangents = self.rule.replay(self.own, weights, gradient, state, hyper, numbers["step"])
         slopes = [numbers[f"slope {name}"] for name in self.own]
-        return Outcome({}, "gradient", list(zip(tangents, slopes, strict=True)), delta if self.noisy else None)
+        return Outcome({}, "gradient", list(zip(tangents, slopes, strict=True)), delta if self.moved else None)
 
 
 @functools.lru_cache(1024)

@@ -68,6 +68,8 @@ class Rule(ABC):
             `Real` domain, derivatives come from `update` all the same.
         elementwise: whether each weight's update depends on that weight, its gradient and its state alone.
             Only elementwise rules may be flattened, learned per element, or stand above the first level.
+        proportional: whether the gradient stands in the update at a learning rate of 1 as it is, as in SGD's: that grows as
+            fast as the gradient, and `trust` has to know. Adam's does not.
         uniform: names of states that come from hyperparameters and the step alone, and so are the same for all weights
             of a parameter; `init` returns them in the weights' shape. One number is kept of them for each parameter,
             as torch keeps NAdam's product of momenta, except where hyperparameters are learned per element.
@@ -78,6 +80,7 @@ class Rule(ABC):
     flat: ClassVar[frozenset[str]] = frozenset()
     uniform: ClassVar[frozenset[str]] = frozenset()
     elementwise: ClassVar[bool] = True
+    proportional: ClassVar[bool] = False
     closed_form: ClassVar[bool] = False
     divisors: ClassVar[frozenset[str]] = frozenset()
 

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .blocks import Workspace
+from .blocks import BLOCK, Workspace
 from .graphs import Graph, UncapturableError, capturable
 from .kernel import Kernel
 from .layout import Bucket, Run, flattened, unflatten
 from .numbers import Function
 from .rules import Number, Rule
 from .tape import Array, on_host
+from .trust import LENGTHS, measured
 
 __all__ = ["SegmentedBucket", "Segments", "here", "like"]
 
@@ -261,6 +262,19 @@ class SegmentedBucket(Bucket):
         self.lineage[run.first : run.last] = [now] * (run.last - run.first)
 
     # ---------------------------------------------------------------- updates
+
+    def lengths(self, i: int, step: int, values: Array) -> Tensor:
+        recipe, span = self.recipe, slice(self.offsets[i], self.offsets[i + 1])
+        row = torch.as_tensor(values[self.places[i].row], device=self.device)
+        hyper = {name: row[self.names.index(name)] for name in recipe.present}
+        (gradient,) = self.gradients(i, i + 1)
+        arrays = [flattened(self.params[i]), flattened(gradient), *(self.arrays[name][span] for name in recipe.state)]
+        uniform = {} if self.uniform is None else dict(zip(recipe.uniform, self.uniform[i].unbind(), strict=True))
+        total = row.new_zeros(LENGTHS)
+        for weights, g, *states in zip(*(x.split(BLOCK) for x in arrays), strict=True):  # in memory of one block
+            state = {**dict(zip(recipe.state, states, strict=True)), **uniform}
+            total += measured(recipe.rule, weights, g, state, hyper, step, total)
+        return total
 
     def update(self, run: Run, values: Array, tick: int) -> None:
         segments, recipe = self._segments_of(run), self.recipe

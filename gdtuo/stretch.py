@@ -158,7 +158,7 @@ class Stretch(Piece):
         _, pairs = self._run("pull", given, {**self._arrays, "gradient": gradient})
         dots = [self._dots(a, b, self._lengths, last.dtype) for a, b in pairs]
         found = self._functions["pull"][2](*given, *dots)
-        if recipe.traced and recipe.noisy:
+        if recipe.traced and recipe.moved:
             found[-1] = last.new_zeros(len(self.rows)).index_add(0, self._segment, last[self._indices, -1])
         columns: list[Any] = [0.0] * (2 * len(bucket.learned) + 2)
         for target, numbers in zip(bucket.targets, found, strict=True):

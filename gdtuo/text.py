@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from typing import Any
 
 from .level import Level
@@ -17,7 +18,7 @@ def tower(text: str) -> Level:
     that start with an underscore.
 
     Args:
-        text: as "adam / sgd(lr=0.01) / sgd"; spaces do not matter. Values are Python literals.
+        text: as "adam / sgd(lr=0.01) / sgd"; spaces do not matter. Values are Python literals, or inf.
 
     Raises:
         TypeError: if it is not a text.
@@ -90,8 +91,12 @@ def _call(node: ast.expr) -> tuple[str, dict[str, Any]]:
             raise ValueError("the optimizer of a level is what follows its slash")
         if len(set(names)) < len(names):
             raise ValueError(f"{ast.unparse(node)!r} gives a keyword twice")
-        return node.func.id.lower(), {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
+        return node.func.id.lower(), {str(k.arg): _value(k.value) for k in node.keywords}
     raise ValueError(f"{ast.unparse(node)!r} is no level")
+
+
+def _value(node: ast.expr) -> Any:
+    return math.inf if isinstance(node, ast.Name) and node.id == "inf" else ast.literal_eval(node)
 
 
 def _classes(base: type[Level]) -> dict[str, type[Level]]:

@@ -175,6 +175,7 @@ class Traced:
             for group in self._groups:  # else counts on the CPU would keep it from CUDA graphs
                 group["capturable"] = True
         engine.renew()
+        engine.measure()
         key = self._key()
         if len(self._names) >= 64:  # gradients come and go in ever new patterns
             self.plans, self._names = Plans(), {}
@@ -255,7 +256,7 @@ class Traced:
     def _pull(self, plan: Plan, gradients: Sequence[Tensor]) -> Tensor:
         ladder = plan.ladder
         assert ladder is not None
-        table = torch.zeros_like(ladder.table)
+        table = torch.zeros_like(ladder.sums)
         if ladder.products is not None:
             ladder.products.zero_()
         last = ladder.store["L0/last"]
@@ -264,7 +265,7 @@ class Traced:
             for piece, gradient in zip(plan.pieces, gradients, strict=True)
             if piece.bucket.recipe.own
         ]
-        ladder.table.copy_(table.index_add(0, plan.rows, torch.cat(found)) if found else table)
+        ladder.sums.copy_(table.index_add(0, plan.rows, torch.cat(found)) if found else table)
         return self._groups_where(plan, [torch.where(share.mask, share.bucket.pending > 0, False) for share in plan.shares])
 
     @staticmethod
@@ -282,7 +283,8 @@ class Traced:
         if first:
             stepped = self._groups_where(plan, [share.bucket.steps > 0 for share in plan.shares])
             due = engine.due(plan.steps[0].to(stepped.device))
-            active = (active | (~stepped & plan.present)) & due
+            active = active | (~stepped & plan.present)
+            active = (active | plan.ladder.measured() if plan.ladder.plans[0].limited else active) & due
         plan.digest.copy_(_digest(gradients, plan.clock + 1))
         plan.ladder.step(active)
 

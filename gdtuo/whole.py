@@ -11,6 +11,7 @@ from .layout import Bucket, Run, apart, unflatten
 from .pullback import derive
 from .rules import Number
 from .tape import Array
+from .trust import measured
 
 __all__ = ["WholeBucket"]
 
@@ -54,6 +55,11 @@ class WholeBucket(Bucket):
     def _state(self) -> dict[str, Tensor]:
         return {name: self._array(name) for name in self.state_names}
 
+    def lengths(self, i: int, step: int, values: Array) -> Tensor:
+        (gradient,), rows = self.gradients(i, i + 1), torch.as_tensor(values[self.rows], device=self.device)
+        arguments = self.params[i].detach(), gradient.detach(), self._state(), self._hyper(rows)[0], step
+        return measured(self.recipe.rule, *arguments, like=rows)
+
     def pull(self, run: Run, table: Array, products: Tensor | None) -> None:
         assert self.last is not None
         place = self.places[0]
@@ -62,7 +68,7 @@ class WholeBucket(Bucket):
         if products is not None:
             for j, product in found.items():
                 products[self.rows, j] = product.flatten().to(products)
-        table[place.group if products is not None else place.row] += _like(row, table)
+        table[place.group if products is not None else place.row, : len(row)] += _like(row, table)
 
     def pulled_back(self, last: Tensor, step: Number) -> tuple[Tensor, dict[int, Tensor]]:
         """The last update, pulled back.

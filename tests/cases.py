@@ -5,6 +5,7 @@ Importable by name, so that pickles made of these towers load in another process
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, product
@@ -18,6 +19,9 @@ from torch import Tensor, nn
 import gdtuo
 
 F64 = torch.float64
+
+#: How a tower learns by the last update alone, and however far it goes: what hand-made sums are compared with.
+ONE_UPDATE = {"horizon": 1, "trust": math.inf}
 
 # ---------------------------------------------------------------- optimizers
 

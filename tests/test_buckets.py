@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from cases import Drift, DriftRule
+from cases import ONE_UPDATE, Drift, DriftRule
 from torch import Tensor
 
 import gdtuo
@@ -404,7 +404,7 @@ def test_torchs_own_kernels_are_not_used_where_they_give_nan(name):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_nan_in_one_group_stays_there(layout, laid_out):
     laid_out(layout)
-    settings, options = {"lr": 0.05}, {"learn": "lr"}
+    settings, options = {"lr": 0.05}, {"learn": "lr", **ONE_UPDATE}
 
     def poisoned(flat, t):
         found = gradients(flat, t)

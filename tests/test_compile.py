@@ -195,7 +195,7 @@ def inductor(tmp_path_factory):
 def test_item_15_by_torchs_own_compiler(inductor, monkeypatch):
     """One parameter stands alone, others are gathered; what an update remembers of the weights is older than the update."""
     monkeypatch.setattr(gdtuo.traced, "ALONE", 16)
-    build = tower(gdtuo.AdamW, 1, {"lr": 0.02, "eps": 1e-2}, two=False, learn=("lr", "weight_decay"))
+    build = tower(gdtuo.AdamW, 1, {"lr": 0.02, "eps": 1e-2}, two=False, learn=("lr", "weight_decay"), horizon=1)
     twins = Twins(build, inductor)
     assert "last_weights" in twins.compiled.state[twins.models[0].tied]
     twins.run(range(2))

@@ -349,7 +349,7 @@ def test_bounds_hold_for_what_a_schedule_keeps_as_well():
     """The factor that is within the bound for today's low rate would take the initial one beyond it."""
     w = torch.nn.Parameter(torch.tensor([3.0], dtype=F64))
     bounded = {"lr": gdtuo.Positive(maximum=0.1)}
-    optimizer = gdtuo.SGD([w], lr=0.08, optimizer=gdtuo.SGD(lr=0.2), domains=bounded)
+    optimizer = gdtuo.SGD([w], lr=0.08, optimizer=gdtuo.SGD(lr=0.2), domains=bounded, trust=math.inf)
     schedulers.LambdaLR(optimizer, lambda step: 0.25)
     for _ in range(5):
         optimizer.zero_grad()

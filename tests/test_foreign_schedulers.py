@@ -172,10 +172,12 @@ def test_a_schedule_of_an_upper_levels_rate_moves_the_factor_as_told():
     start, target = torch.randn(6, generator=make, dtype=F64), torch.randn(6, generator=make, dtype=F64)
     w = torch.nn.Parameter(start.clone())
     tower = gdtuo.SGD([w], lr=0.05, optimizer=gdtuo.SGD(lr=0.02, optimizer=gdtuo.SGD(lr=0.03)))
+    usual = {"horizon": 100, "trust": 0.15}
     zeros = {"momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0}
     top = NaiveLevel("sgd", [{"lr": 0.03, **zeros}], kind="cosine")
     middle = NaiveLevel("sgd", [{"lr": 0.02, **zeros}], ("lr",), kind="cosine", maximum={"lr": 0.2}, above=top)
-    naive = NaiveLevel("sgd", [{"lr": 0.05, **zeros}], ("lr",), kind="cosine", above=middle).start([[start.clone()]])
+    naive = NaiveLevel("sgd", [{"lr": 0.05, **zeros}], ("lr",), kind="cosine", above=middle, **usual)
+    naive.start([[start.clone()]])
     factors = []
     for step in range(STEPS):
         rate = 0.02 * 0.5 * (1 + math.cos(math.pi * step / STEPS)) + 1e-3

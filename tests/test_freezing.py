@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from cases import F64, TOWERS, Awkward, backward, differences, learned_values, tower_values, train, two_groups
+from cases import F64, ONE_UPDATE, TOWERS, Awkward, backward, differences, learned_values, tower_values, train, two_groups
 
 import gdtuo
 
@@ -193,10 +193,10 @@ def test_zero_gradients_from_the_start(shape):
 @pytest.mark.parametrize(
     "build",
     [
-        lambda p: gdtuo.SGD(p, lr=1e-3, momentum=0.8, learn="all", optimizer=gdtuo.SGD(optimizer=gdtuo.SGD())),
-        lambda p: gdtuo.SGD(p, lr=1e-3, per="tensor", optimizer=gdtuo.SGD(optimizer=gdtuo.SGD())),
+        lambda p: gdtuo.SGD(p, lr=1e-3, trust=math.inf, momentum=0.8, learn="all", optimizer=gdtuo.SGD(optimizer=gdtuo.SGD())),
+        lambda p: gdtuo.SGD(p, lr=1e-3, trust=math.inf, per="tensor", optimizer=gdtuo.SGD(optimizer=gdtuo.SGD())),
         lambda p: gdtuo.SGD(p, lr=1e-3, per="element", optimizer=gdtuo.SGD(optimizer=gdtuo.SGD())),
-        lambda p: gdtuo.SGD(p, lr=1e-3, horizon=4, optimizer=gdtuo.SGD(optimizer=gdtuo.SGD())),
+        lambda p: gdtuo.SGD(p, lr=1e-3, trust=math.inf, horizon=4, optimizer=gdtuo.SGD(optimizer=gdtuo.SGD())),
         lambda p: gdtuo.Adam(p, eps=0.0, learn=("lr", "betas"), optimizer=gdtuo.Adam(optimizer=gdtuo.SGD())),
         lambda p: gdtuo.RMSProp(p, eps=0.0, centered=True, learn=("lr", "alpha"), optimizer=gdtuo.SGD()),
         lambda p: gdtuo.AdaGrad(p, eps=0.0, optimizer=gdtuo.SGD()),
@@ -367,7 +367,7 @@ def test_hyperstep_learns_from_other_data():
 def test_the_first_step_lets_the_levels_above_step_with_zero_gradients():
     """As the published algorithm does: an Adam above counts it, so its second step is bias-corrected as the second."""
     w = torch.nn.Parameter(torch.ones(2, dtype=F64))
-    optimizer = gdtuo.SGD([w], lr=0.1, optimizer=gdtuo.Adam(lr=0.01, betas=(0.9, 0.99), eps=0.0))
+    optimizer = gdtuo.SGD([w], lr=0.1, optimizer=gdtuo.Adam(lr=0.01, betas=(0.9, 0.99), eps=0.0), **ONE_UPDATE)
     for _ in range(2):
         w.grad = torch.ones_like(w)
         optimizer.step()
@@ -387,7 +387,7 @@ def test_item_22_random_absent_and_bad_gradients(seed, set_to_none):
     """Against plain loops: what is pulled back when, what is skipped, what is learned; two groups of three parameters."""
     make = torch.Generator().manual_seed(seed)
     params = [torch.nn.Parameter(torch.randn(4, generator=make, dtype=F64)) for _ in range(6)]
-    optimizer = gdtuo.SGD([{"params": params[:3]}, {"params": params[3:]}], lr=0.1, optimizer=gdtuo.SGD(lr=0.05))
+    optimizer = gdtuo.SGD([{"params": params[:3]}, {"params": params[3:]}], lr=0.1, optimizer=gdtuo.SGD(lr=0.05), **ONE_UPDATE)
     waiting: list = [None] * 6  # (gradient, learning rate) of the update that is to be pulled back
     shift, skipped = [0.0, 0.0], 0
     for _ in range(40):

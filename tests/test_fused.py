@@ -239,7 +239,7 @@ def test_a_checkpoint_of_torch_goes_on():
 )
 def test_what_is_remembered_is_old(level, settings, ran):
     """The weights as they were before the update, not after."""
-    optimizer = tower(level, True, parameters(), settings, learn=("lr", "weight_decay"))
+    optimizer = tower(level, True, parameters(), settings, learn=("lr", "weight_decay"), horizon=1)
     before = weights(optimizer)
     steps(optimizer, range(1))
     assert ran

@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from cases import ONE_UPDATE
 
 import gdtuo
 
@@ -58,7 +59,9 @@ def test_what_users_read_in_the_groups_is_theirs_and_is_json():
 
 def test_numbers_of_upper_levels_can_be_given_and_written_per_group():
     a, b = weights((3,), (3,))
-    optimizer = gdtuo.SGD([{"params": [a]}, {"params": [b], "lr": 0.03, "L1/lr": 0.0}], lr=0.01, optimizer=gdtuo.SGD(lr=0.1))
+    optimizer = gdtuo.SGD(
+        [{"params": [a]}, {"params": [b], "lr": 0.03, "L1/lr": 0.0}], lr=0.01, optimizer=gdtuo.SGD(lr=0.1), **ONE_UPDATE
+    )
     descend(optimizer, 4)
     values = optimizer.hyperparameters()
     assert values["L0/g0/lr"] != 0.01
@@ -122,7 +125,7 @@ def test_a_tiny_penalty_is_learned_in_float32(cls):
 def test_written_tensors_are_read_at_every_step():
     lr = torch.tensor(0.01, dtype=torch.float64)
     a, b = weights((3,), (3,))
-    optimizer = gdtuo.SGD([{"params": [a]}, {"params": [b]}], lr=lr, optimizer=gdtuo.SGD())
+    optimizer = gdtuo.SGD([{"params": [a]}, {"params": [b]}], lr=lr, optimizer=gdtuo.SGD(), **ONE_UPDATE)
     descend(optimizer, 3)
     factor = optimizer.hyperparameters()["L0/g0/lr"] / 0.01
     lr.fill_(0.5)
@@ -175,7 +178,7 @@ def test_rule_that_is_not_elementwise_keeps_shapes():
 
     a, b = weights((2, 3), (3, 1))
     before = a.detach().clone()
-    optimizer = Normed([a, b], optimizer=gdtuo.SGD(), per="tensor")
+    optimizer = Normed([a, b], optimizer=gdtuo.SGD(), per="tensor", **ONE_UPDATE)
     descend(optimizer, 1)
     assert (a - before).norm().item() == pytest.approx(0.1, rel=1e-12)
     descend(optimizer, 3)

@@ -186,6 +186,9 @@ BUFFERS = {
     "adamw": (gdtuo.AdamW, torch.optim.AdamW, {}, {}, 1),  # the last weights
     "adamw, no decay": (gdtuo.AdamW, torch.optim.AdamW, {"weight_decay": 0.0}, {}, 0),
     "rmsprop with momentum": (gdtuo.RMSProp, torch.optim.RMSprop, {"momentum": 0.9}, {}, 0),
+    "adam, as it comes": (gdtuo.Adam, torch.optim.Adam, {}, {"horizon": 100}, 1),  # its tangent
+    "adamw, as it comes": (gdtuo.AdamW, torch.optim.AdamW, {}, {"horizon": 100}, 1),
+    "sgd, as it comes": (gdtuo.SGD, torch.optim.SGD, {}, {"horizon": 100}, 1),
     "adam, horizon": (gdtuo.Adam, torch.optim.Adam, {}, {"horizon": 5}, 1),  # its tangent
     "adam, horizon, two": (gdtuo.Adam, torch.optim.Adam, {}, {"horizon": 5, "learn": ("lr", "eps")}, 2),
     "adagrad": (gdtuo.AdaGrad, torch.optim.Adagrad, {}, {}, 1),
@@ -231,7 +234,7 @@ def test_weight_sized_buffers(name, height):
     above = None
     for _ in range(height):
         above = gdtuo.SGD() if above is None else gdtuo.SGD(optimizer=above)
-    ours = ours_class(weights[:1], **options, **({"optimizer": above, **learning} if height else {}))
+    ours = ours_class(weights[:1], **options, **({"optimizer": above, "horizon": 1, **learning} if height else {}))
     loop = {"foreach": False} if "foreach" in inspect.signature(torch_class).parameters else {}
     plain = torch_class(weights[1:], **loop, **options)
     for scale in (1.0, -0.5, 2.0):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -156,8 +157,12 @@ def labels(level: int, per: str, learn: tuple) -> dict:
 
 
 def twin_of(rule: str, numbers: dict, switches: dict, second_lr: float, **options) -> twin.Level:
+    """Of the weights' level, with its defaults."""
     full = DEFAULTS[rule] | numbers
-    return twin.Level(rule, [full, {**full, "lr": second_lr}], switches=switches, **options)
+    cosine = options.get("kind") == "cosine"
+    limited = cosine and options.get("per") != "element" and "lr" in options.get("learn", ())
+    usual = {"horizon": 100 if cosine else 1, "trust": 0.15 if limited else math.inf}
+    return twin.Level(rule, [full, {**full, "lr": second_lr}], switches=switches, **(usual | options))
 
 
 def run(problem: Problem, bottom: twin.Level, optimizer: gdtuo.Level, parameters: list, steps: int, tolerance: float) -> None:

@@ -57,7 +57,7 @@ def test_problems_can_be_solved_and_are_the_same_for_equal_seeds(name):
 
 
 def test_the_quadratic_s_noise_has_mean_zero_and_its_optimum_is_zero():
-    task = problems.noisy_quadratic(None)
+    task = problems.moved_quadratic(None)
     model = task.model()
     noise = torch.randn(20_000, 100, generator=torch.Generator().manual_seed(0))
     (weights,) = model()

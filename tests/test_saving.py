@@ -14,6 +14,7 @@ import pytest
 import torch
 from cases import (
     F64,
+    ONE_UPDATE,
     TOWERS,
     Awkward,
     backward,
@@ -412,7 +413,8 @@ def test_item_9_an_empty_group(shape):
 def test_item_1_groups_with_one_tensor_lr_do_not_alias():
     """A tensor default stands in every group that names none, once each: writing to one leaves the others."""
     w = [torch.nn.Parameter(torch.ones(2, dtype=F64)) for _ in range(3)]
-    optimizer = gdtuo.SGD([{"params": [w[0]]}, {"params": [w[1]]}], lr=torch.tensor(0.1, dtype=F64), optimizer=gdtuo.SGD())
+    groups, lr = [{"params": [w[0]]}, {"params": [w[1]]}], torch.tensor(0.1, dtype=F64)
+    optimizer = gdtuo.SGD(groups, lr=lr, optimizer=gdtuo.SGD(), **ONE_UPDATE)
     optimizer.add_param_group({"params": [w[2]]})
     for step in range(5):
         for i, p in enumerate(w):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import Awkward, backward, differences, learned_values, tower_values, train, two_groups
+from cases import ONE_UPDATE, Awkward, backward, differences, learned_values, tower_values, train, two_groups
 from torch.optim import lr_scheduler as schedulers
 from torch.optim.swa_utils import SWALR
 
@@ -61,7 +61,7 @@ MAKE: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
 
 BOTTOMS = {
     "adam, height 3": (
-        lambda p: gdtuo.Adam(p, lr=0.01, optimizer=gdtuo.SGD(optimizer=gdtuo.SGD(optimizer=gdtuo.SGD()))),
+        lambda p: gdtuo.Adam(p, lr=0.01, optimizer=gdtuo.SGD(optimizer=gdtuo.SGD(optimizer=gdtuo.SGD())), **ONE_UPDATE),
         torch.optim.Adam,
         {},
     ),

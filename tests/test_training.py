@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cases import F64, TOWERS, Awkward, backward, batch, differences, learned_values, tower_values, train, two_groups
+from cases import F64, ONE_UPDATE, TOWERS, Awkward, backward, batch, differences, learned_values, tower_values, train, two_groups
 from torch import Tensor, nn
 
 import gdtuo
@@ -139,7 +139,7 @@ def test_each_absent_parameter_keeps_its_last_update():
         return ((p - 3) * (1 + randn(3, seed=step))).square().sum()
 
     def make(params):
-        return gdtuo.SGD(params, lr=0.01, momentum=0.5, per="tensor", optimizer=gdtuo.SGD(lr=0.05))
+        return gdtuo.SGD(params, lr=0.01, momentum=0.5, per="tensor", optimizer=gdtuo.SGD(lr=0.05), **ONE_UPDATE)
 
     weights = [nn.Parameter(randn(3, seed=i)) for i in range(2)]
     together = make(weights)
@@ -186,7 +186,7 @@ def test_weights_of_an_absent_parameter_learn_nothing_per_element():
 def test_updates_of_different_steps_are_pulled_back_with_their_own_rates():
     """a moved at lr 0.1, b a step later at lr 0.4; the tangent of both together is (-0.1 g_a, -0.4 g_b)."""
     a, b = (nn.Parameter(torch.ones(3, dtype=F64)) for _ in range(2))
-    optimizer = gdtuo.SGD([a, b], lr=0.1, optimizer=gdtuo.SGD(lr=1e-2))
+    optimizer = gdtuo.SGD([a, b], lr=0.1, optimizer=gdtuo.SGD(lr=1e-2), **ONE_UPDATE)
     first, now = [randn(3, seed=i) for i in range(2)], randn(6, seed=2)
     for p, gradient, rate in ((a, first[0], 0.1), (b, first[1], 0.4)):
         optimizer.zero_grad()

@@ -190,6 +190,7 @@ class Level:
     switches: dict = field(default_factory=dict)
     domains: dict = field(default_factory=dict)
     maximum: dict = field(default_factory=dict)  # name -> largest effective value
+    trust: float = math.inf  # how far an update may move the weights
     above: Level | None = None
     eps: float = torch.finfo(F64).eps
 
@@ -201,6 +202,7 @@ class Level:
         self.shifts = [torch.zeros(sizes[self.per](group), len(self.learn), dtype=F64) for group in tensors]
         self.trace = [None] * len(tensors)  # [n, blocks, H]
         self.moved = [None] * len(tensors)
+        self.lengths = [[None] * len(s) for s in self.shifts]  # squares of |w|, |d|, |g| for each block
         self.hypergradient = [torch.zeros_like(s) for s in self.shifts]  # as passed upward
         if self.above:
             self.above.start([[s] for s in self.shifts])
@@ -257,6 +259,34 @@ class Level:
             result.append(h)
         return result
 
+    def limit(self, g: int, b: int, grads: list[Tensor]) -> float:
+        """The largest learning rate of a block: trust |w| / |d|."""
+        inside = [b] if self.per == "tensor" else range(len(grads))
+        square = sum((grads[i] ** 2).sum() for i in inside)
+        j, growth = self.learn.index("lr"), 0.0
+        if self.lengths[g][b] is None:
+            tensors = [self.tensors[g][i] for i in inside]
+            whole = torch.zeros_like(self.shifts[g])
+            whole[:, j] = -math.log(self.numbers[g]["lr"])  # a learning rate of 1
+            moved = self.update(g, whole, grads)[0]
+            w = sum((x**2).sum() + 0.03**2 * x.numel() for x in tensors)
+            d = sum(((moved[i] - self.tensors[g][i]) ** 2).sum() for i in inside)
+        else:
+            w, d, before = self.lengths[g][b]
+            places = torch.cat([torch.full((x.numel(),), i in inside) for i, x in enumerate(grads)])
+            w = max(w, (self.trace[g][places, b, j] ** 2).sum())
+            rate = forward(POSITIVE, self.numbers_used[g]["lr"], self.shifts_used[g][b, j])
+            moved = (self.moved[g][places] ** 2).sum()
+            d = moved / rate**2 if moved > 0 else d
+            growth = max(0.0, square - before) if self.rule == "sgd" and before > 0 else 0.0
+            square = square if square > 0 else before
+        self.lengths[g][b] = (w, d, square)
+        return self.trust * float((w / (d + growth)) ** 0.5)
+
+    def limit_rate(self, g: int, b: int, shifts: Tensor, grads: list[Tensor]) -> None:
+        j = self.learn.index("lr")
+        shifts[b, j].clamp_(max=math.log(self.limit(g, b, grads) / self.numbers[g]["lr"]))
+
     def slope(self, g: int, j: int, shifts: Tensor) -> Tensor:
         name = self.learn[j]
         value, domain = self.numbers[g][name], self.domains.get(name, DOMAINS[name])
@@ -266,6 +296,7 @@ class Level:
         return torch.zeros_like(shifts[:, j]) if d is None else d
 
     def step(self, grads: list[list[Tensor]]) -> None:
+        self.t += 1
         if self.above:
             self.hypergradient = self.pull(grads)
             self.used_slopes = getattr(self, "slopes", None)
@@ -275,7 +306,10 @@ class Level:
                 for j, name in enumerate(self.learn):
                     if name in self.maximum:
                         s[:, j].clamp_(max=math.log(self.maximum[name]) - math.log(self.numbers[g][name]))
-        self.t += 1
+                if self.trust < math.inf:
+                    for b in range(len(s)):
+                        self.limit_rate(g, b, s, grads[g])
+        self.shifts_used, self.numbers_used = [s.clone() for s in self.shifts], [dict(n) for n in self.numbers]
         self.slopes = [
             torch.stack([self.slope(g, j, s) for j in range(len(self.learn))], 1) if self.learn else None
             for g, s in enumerate(self.shifts)

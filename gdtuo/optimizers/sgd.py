@@ -34,6 +34,7 @@ class SGDRule(PenalizedRule):
     }
     optional = frozenset(("momentum", "dampening", "weight_decay"))
     direct = frozenset(("lr", "weight_decay"))
+    proportional = True
     closed_form: ClassVar[bool] = True
     divisors = frozenset(("momentum",))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -56,7 +57,8 @@ TOWERS: dict[str, dict[str, Any]] = {
     "all": {"optimizer": gdtuo.Adam(lr=0.02), "learn": "all", "weight_decay": 0.01},
     "exact": {"optimizer": gdtuo.SGD(lr=1e-4), "hypergradient": "exact"},
     "horizon": {"optimizer": gdtuo.SGD(lr=0.05), "horizon": 4, "learn": ("lr", "betas")},
-    "tensor": {"optimizer": gdtuo.SGD(lr=0.05, optimizer=gdtuo.SGD()), "per": "tensor"},
+    # how long an update was is known of each rank's part: with another number of ranks its limit is another for one step
+    "tensor": {"optimizer": gdtuo.SGD(lr=0.05, optimizer=gdtuo.SGD()), "per": "tensor", "trust": math.inf},
     "torch": {"optimizer": partial(torch.optim.SGD, lr=0.05, momentum=0.5)},
 }
 

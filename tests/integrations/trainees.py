@@ -81,6 +81,6 @@ def everything(network: nn.Module, optimizer: gdtuo.Level) -> dict[str, Any]:
 
 def assert_learned(used: Sequence[dict[str, float]], optimizer: gdtuo.Level, start: float) -> None:
     """From the given learning rate at the bottom, that of every level below the top has moved."""
-    assert used[0]["L0/g0/lr"] == start  # nothing can have been learned before the first update
+    assert used[0]["L0/g0/lr"] <= start  # nothing can have been learned before the first update; `trust` may have lowered it
     for level in range(optimizer.height):
         assert used[-1][f"L{level}/g0/lr"] != used[0][f"L{level}/g0/lr"]

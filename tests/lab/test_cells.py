@@ -69,11 +69,11 @@ def test_together_over_rates_of_one_seed():
 
 def test_a_cell_that_diverges_leaves_the_others_alone():
     starts = [Start(0.1, 0), Start(1e200, 0), Start(0.1, 1)]
-    outcomes = train(own_tasks.squares(), "sgd/sgd", starts)
+    outcomes = train(own_tasks.squares(), "sgd(trust=inf)/sgd", starts)
     assert [outcome.diverged for outcome in outcomes] == [False, True, False]
     assert outcomes[1].skipped > 0
     for k in (0, 2):
-        (alone,) = train(own_tasks.square(), "sgd/sgd", starts[k : k + 1])
+        (alone,) = train(own_tasks.square(), "sgd(trust=inf)/sgd", starts[k : k + 1])
         assert outcomes[k].error == pytest.approx(alone.error, rel=1e-10)
         assert outcomes[k].loss == pytest.approx(alone.loss, rel=1e-10)
 

@@ -79,7 +79,7 @@ def test_the_derivative_is_near_that_of_the_values(monkeypatch):
     for precision in (torch.bfloat16, F64):
         monkeypatch.setattr(gdtuo.optimizers.muon, "PRECISION", precision)
         params = parameters()
-        optimizer = gdtuo.Muon(params, lr=0.05, learn="momentum", per="tensor", optimizer=gdtuo.SGD(lr=0.0))
+        optimizer = gdtuo.Muon(params, lr=0.05, learn="momentum", per="tensor", horizon=1, optimizer=gdtuo.SGD(lr=0.0))
         for t in range(5):
             backward(params, t)
             optimizer.step()
