@@ -63,11 +63,10 @@ class Blueprint:
             return dataclasses.replace(domain, maximum=min(domain.maximum, UPPER_LR_MAXIMUM))
         return domain
 
-    @property
-    def horizon(self) -> int:
-        """Over how many updates the effect of a hyperparameter is accumulated."""
-        usual = HORIZON if not self.height and self.options.hypergradient == "cosine" else 1
-        return self.options.horizon or usual
+    def horizon(self, learned: Iterable[str]) -> int:
+        """Over how many updates the effect of what is learned is accumulated."""
+        long = not self.height and self.options.hypergradient == "cosine" and tuple(learned) == ("lr",)
+        return self.options.horizon or (HORIZON if long else 1)
 
     def trust(self, learned: Iterable[str]) -> float:
         """By how much of the weights' length an update may move them, if `learned` is; inf for no limit."""

@@ -134,7 +134,7 @@ class Engine:
             domains = {name: blueprint.domain(name) for name in learned}
             options = blueprint.options
             closed = blueprint.closed_form(learned)
-            numbers = blueprint.horizon, blueprint.trust(learned)
+            numbers = blueprint.horizon(learned), blueprint.trust(learned)
             plans.append(Plan(blueprint.rule(), present, domains, options.per, options.hypergradient, closed, *numbers))
         sizes = [len(group["params"]) for group in self.groups]
         ladder = Ladder(plans, self._blueprints[-1].factory, self._blocks, sizes, dtype, device)
@@ -288,7 +288,7 @@ class Engine:
         spread = options.per == "element"
         # Tangents are kept where they accumulate, where no closed form can rebuild them from the state, and
         # where the values to rebuild them with would take as much memory.
-        horizon, limited = self._bottom.horizon, self._bottom.trust(learned) < torch.inf
+        horizon, limited = self._bottom.horizon(learned), self._bottom.trust(learned) < torch.inf
         traced = bool(own) and (horizon > 1 or spread or not closed_form)
         noisy = options.hypergradient == "cosine" and not rule.direct.issuperset(own)
         moved = bool(own) and (noisy or limited)

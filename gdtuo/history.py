@@ -57,7 +57,7 @@ class History(Mapping[str, Series]):
     Example:
         >>> import torch, gdtuo
         >>> w = torch.nn.Parameter(torch.ones(1))
-        >>> optimizer = gdtuo.SGD([w], lr=0.1, optimizer=gdtuo.SGD())
+        >>> optimizer = gdtuo.SGD([w], lr=0.05, optimizer=gdtuo.SGD())
         >>> history = gdtuo.History(optimizer)
         >>> for _ in range(3):
         ...     optimizer.zero_grad()
@@ -67,9 +67,9 @@ class History(Mapping[str, Series]):
         ...     history.record(loss=loss)
         >>> steps, rates = history["L0/g0/lr"]
         >>> list(steps), [round(rate, 4) for rate in rates]
-        ([1, 2, 3], [0.1, 0.101, 0.102])
+        ([1, 2, 3], [0.05, 0.0505, 0.051])
         >>> [round(loss, 2) for loss in history["loss"].values]
-        [1.0, 0.64, 0.41]
+        [1.0, 0.81, 0.65]
     """
 
     def __init__(self, optimizer: Any = None, every: int = 1) -> None:

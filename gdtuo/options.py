@@ -40,8 +40,8 @@ class Learning(TypedDict, total=False):
     learn_every: learn at each k-th step, from the update before it; the steps between cost no more than plain ones but
         for what they must remember. `hyperstep` learns whenever it is called. Default: 1.
     horizon: over how many updates the effect of a hyperparameter is accumulated, Z ← (1 - 1/N) Z + ∂w/∂shift. The last
-        update alone, 1, prefers learning rates that are too small. Default: 100 for the weights' level with "cosine", for
-        one array of the weights' size for each hyperparameter that is learned; else 1.
+        update alone, 1, prefers learning rates that are too small. It takes an array of the weights' size for each name that
+        is learned. Default: 100 for the weights' level with "cosine" if "lr" alone is learned; else 1.
     trust: by how much of the weights' length one update may move them before the learned learning rate is lowered, as
         LARS's trust coefficient: lr <= trust |w| / |d|, d the update at a learning rate of 1. So a start that is too high is
         mended before the first update. See `gdtuo.trust` for how |w| and |d| are known. For the weights' level, in (0, inf];

@@ -161,7 +161,7 @@ def twin_of(rule: str, numbers: dict, switches: dict, second_lr: float, **option
     full = DEFAULTS[rule] | numbers
     cosine = options.get("kind") == "cosine"
     limited = cosine and options.get("per") != "element" and "lr" in options.get("learn", ())
-    usual = {"horizon": 100 if cosine else 1, "trust": 0.15 if limited else math.inf}
+    usual = {"horizon": 100 if cosine and options.get("learn") == ("lr",) else 1, "trust": 0.15 if limited else math.inf}
     return twin.Level(rule, [full, {**full, "lr": second_lr}], switches=switches, **(usual | options))
 
 

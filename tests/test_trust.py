@@ -95,14 +95,14 @@ def test_a_gradient_that_explodes_moves_the_weights_no_farther(momentum):
 def test_weights_that_begin_at_zero_move_and_the_limit_grows_with_their_way():
     w = torch.nn.Parameter(torch.zeros(100, dtype=F64))
     optimizer, ways = gdtuo.auto([w]), []
-    for _ in range(300):
+    for _ in range(200):
         w.grad = w.detach() - 50.0
         before = w.detach().clone()
         optimizer.step()
         ways.append((w.detach() - before).abs().max().item())
     assert ways[0] == pytest.approx(0.05 * 0.03, rel=1e-6)
     assert max(ways) > 100 * ways[0]
-    assert (w.detach() - 50.0).abs().max() < 10.0
+    assert (w.detach() - 50.0).abs().max() < 20.0
 
 
 def test_a_schedule_that_warms_up_from_zero_meets_the_limit_when_it_gets_there():

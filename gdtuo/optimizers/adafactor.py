@@ -98,7 +98,7 @@ class Adafactor(Level):
         foreach: torch's choice between its own implementations of this same update; recorded in the groups, as torch
             does, so that scripts and checkpoints move between the two, and of no effect.
         maximize: ascend instead of descend.
-        learning: the keywords of `Learning`: optimizer, learn, per ("group" or "tensor"), hypergradient, horizon, domains.
+        learning: the keywords of `Learning`: optimizer, learn, per ("group" or "tensor"), hypergradient, horizon, trust, domains.
 
     Learnable: lr, beta2_decay, eps2 (or "eps"), d, weight_decay. Where a maximum or a minimum is another number than the
     one that is learned, its derivative is 0: that of ε2 while RMS(w) is above it, of d while nothing is clipped, of η

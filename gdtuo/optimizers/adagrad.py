@@ -104,7 +104,7 @@ class AdaGrad(Level):
             parameters are large (on the CPU, from 131,072 weights on); needs a C++ compiler, on CUDA Triton, else
             warns once and runs as it does without. Default: None, no compiling.
         differentiable: only False; a tower needs no differentiable step, and `True` raises.
-        learning: the keywords of `Learning`: optimizer, learn, per, hypergradient, horizon, domains.
+        learning: the keywords of `Learning`: optimizer, learn, per, hypergradient, horizon, trust, domains.
 
     Learnable: lr, lr_decay, weight_decay, eps.
 

@@ -63,7 +63,7 @@ class AveragingSGD(Level):
         weight_decay: λ >= 0, an L2 penalty. Default: 0.
         maximize: ascend instead of descend.
         capturable, fused: as in `SGD`.
-        learning: the keywords of `Learning`: optimizer, learn, per, hypergradient, horizon, domains.
+        learning: the keywords of `Learning`: optimizer, learn, per, hypergradient, horizon, trust, domains.
 
     Learnable: lr, momentum, weight_decay.
 

@@ -61,7 +61,7 @@ class Lion(Level):
         weight_decay: λ >= 0; each step shrinks the weights by the factor 1 - η λ. Default: 0.
         maximize: ascend instead of descend.
         fused: as in `SGD`.
-        learning: the keywords of `Learning`: optimizer, learn, per, hypergradient, horizon, domains.
+        learning: the keywords of `Learning`: optimizer, learn, per, hypergradient, horizon, trust, domains.
 
     Learnable: lr, weight_decay. The betas are not: an update depends on them through a sign alone, whose derivative is 0
     wherever it has one, however many updates one looks at. Naming one in `learn` raises, "all" leaves them out. For the

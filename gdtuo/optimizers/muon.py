@@ -100,7 +100,7 @@ class Muon(Level):
         ns_steps: how often, 0 to 99. Default: 5.
         adjust_lr_fn: what multiplies η: None or "original", as above; "match_rms_adamw": 0.2 √max(n, m), with which
             learning rates and weight decays of AdamW serve.
-        learning: the keywords of `Learning`: optimizer, learn, per ("group" or "tensor"), hypergradient, horizon, domains.
+        learning: the keywords of `Learning`: optimizer, learn, per ("group" or "tensor"), hypergradient, horizon, trust, domains.
 
     Learnable: lr, weight_decay, momentum. NS runs in bfloat16, as torch's does, and so has steps instead of slopes: the
     derivative with respect to the momentum is that of the same iteration in the weights' precision. It is run besides
@@ -117,11 +117,11 @@ class Muon(Level):
 
     Example:
         >>> import torch, gdtuo
-        >>> w = torch.nn.Parameter(torch.zeros(2, 2))
+        >>> w = torch.nn.Parameter(torch.ones(2, 2))
         >>> optimizer = Muon([w], lr=0.1, optimizer=gdtuo.SGD())
         >>> w.grad = torch.tensor([[5.0, 0.0], [0.0, 2.0]])
         >>> optimizer.step()
-        >>> bool((torch.linalg.svdvals(w.data) - 0.1).abs().max() < 0.04)
+        >>> bool((torch.linalg.svdvals(w.data - 1) - 0.1).abs().max() < 0.04)
         True
     """
 

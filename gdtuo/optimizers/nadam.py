@@ -75,7 +75,7 @@ class NAdam(Level):
         fused: compile pull-back and update to one pass over memory each where parameters are large, as in `Adam`.
             Keyword only; torch's NAdam has no such argument. Default: None, no compiling.
         differentiable: only False; a tower needs no differentiable step, and `True` raises.
-        learning: the keywords of `Learning`: optimizer, learn, per, hypergradient, horizon, domains.
+        learning: the keywords of `Learning`: optimizer, learn, per, hypergradient, horizon, trust, domains.
 
     Learnable: lr, beta1, beta2 (together "betas"), eps, weight_decay, momentum_decay.
 

@@ -129,7 +129,7 @@ class RAdam(Level):
         fused: compile pull-back and update to one pass over memory each where parameters are large, as in `Adam`.
             Keyword only; torch's RAdam has no such argument. Default: None, no compiling.
         differentiable: only False; a tower needs no differentiable step, and `True` raises.
-        learning: the keywords of `Learning`: optimizer, learn, per, hypergradient, horizon, domains.
+        learning: the keywords of `Learning`: optimizer, learn, per, hypergradient, horizon, trust, domains.
 
     Learnable: lr, beta1, beta2 (together "betas"), eps, weight_decay. The change from one case to the other is not
     differentiated: a derivative is that of the case that a step is in.

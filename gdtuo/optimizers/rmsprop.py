@@ -120,7 +120,7 @@ class RMSProp(Level):
         fused: compile pull-back and update to one pass over memory each where parameters are large, as in `Adam`.
             Keyword only; torch's RMSprop has no such argument. Default: None, no compiling.
         differentiable: only False; a tower needs no differentiable step, and `True` raises.
-        learning: the keywords of `Learning`: optimizer, learn, per, hypergradient, horizon, domains.
+        learning: the keywords of `Learning`: optimizer, learn, per, hypergradient, horizon, trust, domains.
 
     Learnable: lr, alpha, eps, weight_decay, momentum.
 

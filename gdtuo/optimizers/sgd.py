@@ -135,7 +135,7 @@ class SGD(Level):
             parameters are large (on the CPU, from 131,072 weights on); needs a C++ compiler, on CUDA Triton, else
             warns once and runs as it does without. Default: None, no compiling.
         differentiable: only False; a tower needs no differentiable step, and `True` raises.
-        learning: the keywords of `Learning`: optimizer, learn, per, hypergradient, horizon, domains.
+        learning: the keywords of `Learning`: optimizer, learn, per, hypergradient, horizon, trust, domains.
 
     Learnable: lr, momentum, dampening, weight_decay.
 
@@ -151,13 +151,13 @@ class SGD(Level):
     Example:
         >>> import torch
         >>> w = torch.nn.Parameter(torch.tensor([1.0]))
-        >>> optimizer = SGD([w], lr=0.1, momentum=0.9, optimizer=SGD())
+        >>> optimizer = SGD([w], lr=0.02, momentum=0.9, optimizer=SGD())
         >>> for _ in range(3):
         ...     optimizer.zero_grad()
         ...     (w**2).sum().backward()
         ...     optimizer.step()
         >>> round(optimizer.hyperparameters()["L0/g0/lr"], 4)  # two useful steps, each worth a factor e^0.01
-        0.102
+        0.0204
     """
 
     rule = SGDRule
