@@ -496,15 +496,17 @@ class Engine:
             for i in range(run.first, run.last) if bucket.recipe.own else ():
                 place = bucket.places[i]
                 if place.row in self._unmeasured:
+                    lengths = bucket.lengths(i, run.step + 1, self._values)
                     line = self._tables[bucket.ranks][place.row, -LENGTHS:]
-                    line += like(bucket.lengths(i, run.step + 1, self._values), line)
-                    done.add(place.row)
+                    line += like(lengths.nan_to_num(0.0, 0.0), line)
+                    if self._collective is not None or lengths[-1] > 0:  # a gradient of 0, or NaN, says nothing of the next
+                        done.add(place.row)
                     self._measured.add(place.group)
         self._unmeasured -= done
 
     def measure(self) -> None:
         """Let the ladder know the lengths of weights that have never been measured, for a step that is a tensor program."""
-        if self.ladder is not None and self._unmeasured and self.learning:
+        if self.ladder is not None and self._unmeasured and self.learning and not self.traced.is_captured:
             with quiet():
                 self.take(self.written())
                 self._measure([(bucket, run) for bucket in self._buckets for run in bucket.runs()])

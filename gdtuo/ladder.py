@@ -312,6 +312,7 @@ class Ladder:
         sums, old, new = Sums.of_table(self.sums, len(learned.names)), store["L0/lengths"], self.lengths
         before = Lengths.of_table(torch.where(new[:, :1] > 0, new, old))
         now = before.after(sums.zz[:, self._lr], sums.dd[:, 0], store["L0/slope"][:, self._lr], sums.gg[:, 0])
+        now = now._replace(direction=torch.maximum(now.direction, new[:, 1]))  # 0 unless it was measured for this very step
         limit = now.limit(plan.trust, before.gradient if plan.rule.proportional else None)
         old.copy_(torch.stack(now, dim=1))
         limit = (limit / learned.written[:, self._lr]).log().unsqueeze(1)

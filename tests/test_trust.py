@@ -129,6 +129,20 @@ def test_a_state_of_torch_is_measured_with_the_direction_that_it_stands_for():
     assert length(step(params, optimizer, 9)) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("bottom", [gdtuo.SGD, gdtuo.AdamW])
+def test_a_gradient_of_zero_is_not_what_a_start_is_measured_with(bottom):
+    """Nor does a weight decay, which moves the weights meanwhile, go farther than the limit."""
+    a, b = weights()
+    optimizer = gdtuo.auto([a, b], bottom, per="tensor")
+    for _ in range(3):
+        before, expected = b.detach().clone(), limit([b], 0.05)
+        a.grad, b.grad = torch.ones_like(a), torch.zeros_like(b)
+        optimizer.step()
+        assert length([b.detach() - before]) <= 1.001 * expected
+    expected = limit([b], 0.05)
+    assert 0 < length(step([a, b], optimizer, 1)[1:]) <= 1.001 * expected
+
+
 def test_steps_that_do_not_learn_are_not_limited():
     """`learn_after` asks for what is written; from the first step that learns on the limit holds."""
     params = weights()
