@@ -19,10 +19,10 @@ TRUST = 0.05  # length of an update, at most, in parts of the weights
 def auto(params: Any, bottom: type[L] = AdamW, **arguments: Any) -> L:  # type: ignore[assignment]
     """AdamW, SGD or another, whose learning rate needs no tuning: begun at 5 % of the weights, judged by 100 updates.
 
-    The first update is as long as five hundredths of the weights (`trust`), whatever the scale of loss and weights. Each
+    The first update is as long as five hundredths of the weights (`trust`), whatever the scale of the loss. Each
     later step multiplies the learning rate by e^(-0.1 c). c is the cosine between the gradient and Z, the way in which a
     larger rate would have moved the weights over the last hundred updates (`horizon`):
-    Z <- (1 - 1/100) Z + d(update) / d(log lr); and no update may be longer than the first was allowed to be.
+    Z <- (1 - 1/100) Z + d(update) / d(log lr); and no update is longer than `trust` allows.
     docs/robust-default.md says what was tried, and where it fails.
 
     Args:

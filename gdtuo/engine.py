@@ -491,15 +491,19 @@ class Engine:
 
     def _measure(self, runs: Runs) -> None:
         """Add the lengths of weights that have never been measured to the tables."""
-        done: set[int] = set()
-        for bucket, run in runs if self._unmeasured else ():
+        if not self._unmeasured:
+            return
+        done, rows = set[int](), sorted(self._unmeasured)
+        for table in self._tables.values():
+            table[rows, -LENGTHS:] = 0.0  # what a gradient of 0 has left there
+        for bucket, run in runs:
             for i in range(run.first, run.last) if bucket.recipe.own else ():
                 place = bucket.places[i]
                 if place.row in self._unmeasured:
-                    lengths = bucket.lengths(i, run.step + 1, self._values)
+                    lengths = bucket.lengths(i, run.step + 1, self._values).nan_to_num(0.0, 0.0)
                     line = self._tables[bucket.ranks][place.row, -LENGTHS:]
-                    line += like(lengths.nan_to_num(0.0, 0.0), line)
-                    if self._collective is not None or lengths[-1] > 0:  # a gradient of 0, or NaN, says nothing of the next
+                    line += like(lengths, line)
+                    if self._collective is not None or lengths[-1] > 0:  # else it says nothing of the next
                         done.add(place.row)
                     self._measured.add(place.group)
         self._unmeasured -= done

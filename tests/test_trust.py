@@ -143,6 +143,21 @@ def test_a_gradient_of_zero_is_not_what_a_start_is_measured_with(bottom):
     assert 0 < length(step([a, b], optimizer, 1)[1:]) <= 1.001 * expected
 
 
+@pytest.mark.parametrize("capturable", [False, True])
+def test_waiting_for_a_gradient_changes_nothing(capturable):
+    """Gradients of 0 leave nothing behind, however many there are."""
+    (w, _), (v, _) = weights(), weights()
+    options = {"trust": 0.1, "learn_after": 3, "lr": 1e-12, "capturable": capturable, "optimizer": gdtuo.SGD()}
+    waiting, fresh = gdtuo.SGD([w], **options), gdtuo.SGD([v], **{**options, "learn_after": 0})
+    for _ in range(3):
+        w.grad = torch.zeros_like(w)
+        waiting.step()
+    waiting.param_groups[0]["lr"] = fresh.param_groups[0]["lr"] = 1e3
+    step([w], waiting, 1)
+    step([v], fresh, 1)
+    torch.testing.assert_close(w, v, rtol=1e-12, atol=0)
+
+
 def test_steps_that_do_not_learn_are_not_limited():
     """`learn_after` asks for what is written; from the first step that learns on the limit holds."""
     params = weights()
