@@ -65,9 +65,9 @@ class Function:
         def of_numbers(given: Sequence[float]) -> Sequence[float]:
             try:
                 (found,) = program(given)
-            except (ArithmeticError, TypeError, ValueError):  # Python raises where NumPy and torch go on with inf and NaN
+            except (ArithmeticError, ValueError):  # Python raises where NumPy and torch go on with inf and NaN
                 return of_arrays(given)
-            return of_arrays(given) if any(isinstance(x, complex) for x in found) else found
+            return found
 
         return of_numbers
 

@@ -40,7 +40,7 @@ BINARY = {
     "rsub": "{1} - {0}",
     "mul": "{0} * {1}",
     "div": "{0} / {1}",
-    "pow": "({0}) ** {1}",  # a number may be negative: -1.0 ** 2 is -1.0
+    "pow": "power({0}, {1})",
     # NaN where either is
     "minimum": "{1} if {1} < {0} or {1} != {1} else {0}",
     "maximum": "{1} if {1} > {0} or {1} != {1} else {0}",
@@ -60,8 +60,10 @@ BINARY = {
 COPIES = ("clone", "_to_copy", "copy_", "alias", "detach", "lift_fresh_copy")
 
 
+# NumPy's: Python's own differ from them in the last digit, and the same step may be replayed by either
+
+
 def _exp(x: float) -> float:
-    """NumPy's: Python's own differs from it in the last digit, and the same step may be replayed by either."""
     return float(np.exp(x))
 
 
@@ -69,7 +71,24 @@ def _log(x: float) -> float:
     return float(np.log(x))
 
 
-NAMES = {"exp": _exp, "log": _log, "sqrt": math.sqrt, "inf": math.inf, "nan": math.nan}
+def _power(x: float, y: float) -> float:
+    return float(np.power(x, y))
+
+
+def _power_of_arrays(x: float, y: float) -> float:
+    """NumPy has other ways for squares, roots and inverses where one exponent serves a whole array."""
+    return _power(x, y) if y not in (2.0, 0.5, -1.0) else float(np.power([x], [y])[0])
+
+
+NAMES = {
+    "exp": _exp,
+    "log": _log,
+    "power": _power,
+    "power_of_arrays": _power_of_arrays,
+    "sqrt": math.sqrt,
+    "inf": math.inf,
+    "nan": math.nan,
+}
 #: More operations than that take NumPy less time.
 LIMIT = 1500
 
@@ -133,6 +152,8 @@ class StraightLine:
             found = self._emit("{1} if {0} else {2}", condition, yes, no)
         elif name in UNARY:
             found = self._emit(UNARY[name], self._argument(call.args[0], shape))
+        elif name == "pow" and isinstance(call.args[1], Tensor):
+            found = self._emit("power_of_arrays({0}, {1})", *(self._argument(x, shape) for x in call.args))
         elif name in BINARY:
             found = self._emit(BINARY[name], *(self._argument(x, shape) for x in call.args[:2]))
         else:
