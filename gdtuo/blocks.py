@@ -22,6 +22,9 @@ __all__ = ["BLOCK", "Blocks", "Workspace", "blocks_of"]
 #: Weights in a block.
 BLOCK = 262144
 
+#: NumPy's dot products of so many numbers take half the time of torch's, or less; those of more go to all cores in torch.
+SHORT = 131072
+
 Scalar: TypeAlias = Any  # a number (CPU), or a tensor that broadcasts against the block
 
 
@@ -225,6 +228,7 @@ class Blocks:
                         self.kept.add(len(self.temporaries) - 1)
         self._steps = [self._planned(operation) for operation in kernel.operations]
         self._dots = [(self._place[a], self._place[b]) for a, b in kernel.dots]
+        self._factors = {place for pair in self._dots for place in pair}
         #: where the change stands
         self.change = self._place[kernel.change[0]] if kernel.change else None
 
@@ -282,24 +286,24 @@ class Blocks:
             [dots][stretches]: numbers on the CPU, elsewhere a tensor.
         """
         host = on_host(places[0].device)
-        if len(lengths) == 1:
-            found = [[_dot(places[a], places[b])] for a, b in self._dots]
-            return (
-                [[x.item() for x in row] for row in found] if host else torch.stack([torch.stack(row) for row in found]).double()
-            )
         parts = {} if parts is None else parts
-        for place in {place for pair in self._dots for place in pair} - parts.keys():
-            wide = places[place] if places[place].dtype.itemsize > 2 else places[place].float()
-            parts[place] = [x.numpy() if host else x for x in wide.split(lengths)]
-        if host:  # NumPy's calls take a third of the time of torch's
-            return [[float(x.dot(y)) for x, y in zip(parts[i], parts[j], strict=True)] for i, j in self._dots]
-        found = [[torch.dot(x, y) for x, y in zip(parts[i], parts[j], strict=True)] for i, j in self._dots]
-        return torch.stack([torch.stack(row) for row in found]).double()
+        for place in self._factors - parts.keys():
+            parts[place] = _parts(places[place], lengths, host)
+        if host:
+            found: Any = [[float(x.dot(y)) for x, y in zip(parts[i], parts[j], strict=True)] for i, j in self._dots]
+        else:
+            rows = [torch.stack([torch.dot(x, y) for x, y in zip(parts[i], parts[j], strict=True)]) for i, j in self._dots]
+            found = torch.stack(rows).double()
+        for place in [place for place in self._factors if places[place].dtype.itemsize <= 2]:
+            del parts[place]  # copies
+        return found
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """⟨a, b⟩; numbers of 16 bits would be summed in 16 bits."""
-    return torch.dot(a, b) if a.dtype.itemsize > 2 else torch.dot(a.float(), b.float())
+def _parts(array: Tensor, lengths: Sequence[int], host: bool) -> Sequence[Array]:
+    """Its stretches; numbers of 16 bits would be summed in 16 bits."""
+    wide = array if array.dtype.itemsize > 2 else array.float()
+    parts = (wide,) if len(lengths) == 1 else wide.split(lengths)
+    return [x.numpy() if host and x.numel() <= SHORT else x for x in parts]
 
 
 @functools.lru_cache(1024)

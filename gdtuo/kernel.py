@@ -71,6 +71,7 @@ class Kernel:
         lasting: whether what the tangents are made of stands apart from weights and gradient.
         uniform: of the hyperparameters: the states that are numbers, after the update.
         sums: of the hyperparameters and the dot products: [⟨g, z⟩ ..., |z|² ..., |g|², |Δ|²], 0 where not wanted.
+        scale: of the hyperparameters: [|Δ|² over its dot product], 0 where it is not wanted.
 
     Raises:
         UnrecordableError: if the function branches on a value or makes arrays whose length cannot be told.
@@ -99,11 +100,9 @@ class Kernel:
         self.homes = [home for home in homes if home.register != home.array]
         self.dots: list[tuple[int, int]] = []
         terms = [(lowering.direction(z), scale) for z, scale in outcome.tangents]
-        moved: tuple[int, Tensor] | None = None
-        if outcome.moved is not None and outcome.gradient is None:  # its square is taken as it stands
-            moved = lowering.register(outcome.moved), torch.ones((), dtype=torch.float64)
-        elif outcome.moved is not None:
-            moved = lowering.direction(outcome.moved)
+        moved = None if outcome.moved is None else lowering.direction(outcome.moved)
+        if moved is not None and moved[0] in {home.array for home in self.homes}:  # overwritten before its square is taken
+            moved = lowering.copy(moved[0]), moved[1]
         self.change = None if outcome.change is None else lowering.change(outcome.change)
         g = places.get(outcome.gradient or "", -1)
         bases = {register for (register, _), _ in terms} | ({moved[0]} if moved else set())
@@ -120,13 +119,15 @@ class Kernel:
             sums = [products[i] * (factor * scale) for i, factor, scale in gz]
             sums += [products[i] * (factor * scale) ** 2 for i, factor, scale in zz]
             sums += [none if gg is None else products[gg]]
-            sums += [none if dd is None or moved is None else products[dd] * moved[1] ** 2]
+            scale = none if moved is None else moved[1] ** 2
+            sums += [none if dd is None else products[dd] * scale]
         self.operations, self.dtypes = lowering.operations, lowering.dtypes
         taken = {ref.place for operation in self.operations for ref in references(operation.args) if ref.kind == "factor"}
         self.change_alone = self.change is not None and self.change[1] not in taken
         self.factors = Function(lowering.scalars, given, [lowering.source(x) for x in lowering.factors])
         self.uniform = Function(lowering.scalars, given, [lowering.source(x) for x in outcome.numbers.values()])
-        self.sums = Function([*lowering.scalars, *recorder.calls], given | dots, sums)
+        calls = [*lowering.scalars, *recorder.calls]
+        self.sums, self.scale = Function(calls, given | dots, sums), Function(calls, given, [scale])
 
     def _dot(self, a: int, b: int) -> int:
         pair = (min(a, b), max(a, b))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,7 +14,8 @@ from .blocks import BLOCK, Blocks, blocks_of
 from .fused import ROW, Compiled, compiled
 from .kernel import Kernel
 from .layout import Run, numel, unflatten
-from .segments import SegmentedBucket, Segments, here, like
+from .recipes import Recipe
+from .segments import SegmentedBucket, Segments, here
 from .tape import Array, on_host
 
 __all__ = ["LargeBucket"]
@@ -57,6 +58,7 @@ class Prepared(NamedTuple):
     compiled: int  # how many weights that are
     cuts: list[tuple[int, int]]  # the blocks
     places: list[list[Any]]  # each block's arrays and temporaries
+    parts: list[dict[int, Sequence[Array]]]  # of those in dot products, by segment
 
 
 class LargeBucket(SegmentedBucket):
@@ -67,8 +69,6 @@ class LargeBucket(SegmentedBucket):
         The others are those of `SegmentedBucket`.
     """
 
-    KINDS = (("update", "learn", "pull"), ("update",))
-
     def __init__(self, *args: Any, fused: bool, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._fused = fused
@@ -76,6 +76,12 @@ class LargeBucket(SegmentedBucket):
         self._pieces: dict[tuple[int, int], list[Piece]] = {}
         spread = [f"{prefix}{name}" for name in self.recipe.own for prefix in ("", "slope ")] if self.recipe.spread else []
         self._spread = dict(zip(spread, self.columns_of(spread), strict=True))  # what is an array, one number a weight
+
+    @staticmethod
+    def kinds(recipe: Recipe) -> tuple[str, ...]:
+        if not recipe.own:
+            return ("update",)
+        return ("update", "learn", "pull", *(("trace",) if recipe.replayed and recipe.native else ()))
 
     # ---------------------------------------------------------------- how a run is cut
 
@@ -141,7 +147,7 @@ class LargeBucket(SegmentedBucket):
         ]
         steady = {name for name, x in zip(kernel.inputs, arrays, strict=True) if x is not None}
         gathered = [name for name in kernel.inputs if name in steady and name in ("weights", "gradient")]
-        return Prepared(blocks, gathered, moving, rows, filled if Compiled.usable else 0, cuts, places)
+        return Prepared(blocks, gathered, moving, rows, filled if Compiled.usable else 0, cuts, places, [{} for _ in cuts])
 
     def _gathered(self, name: str, piece: Piece) -> Tensor:
         """The memory that small parameters, or one whose memory is not contiguous, are gathered into."""
@@ -208,7 +214,7 @@ class LargeBucket(SegmentedBucket):
             sums = self._run_compiled(kernel, prepared, moving, tensors)
             if sums is None:  # there is no compiler
                 prepared = piece.prepared[kernel] = self._prepare(kernel, piece, False)
-        for (start, stop), places in zip(prepared.cuts, prepared.places, strict=True):
+        for (start, stop), places, parts in zip(prepared.cuts, prepared.places, prepared.parts, strict=True):
             for i, array, column in moving:
                 if array is None:
                     assert values is not None
@@ -219,10 +225,11 @@ class LargeBucket(SegmentedBucket):
                 places[i] = part if part.dtype == kernel.dtypes[i] else part.to(kernel.dtypes[i])
             prepared.blocks.run(places, numbers, tensors)
             if kernel.dots:
-                found = prepared.blocks.dots(places, lengths)
+                found = prepared.blocks.dots(places, lengths, parts)
                 sums = found if sums is None else _added(sums, found)
             for i, _, _ in moving:
                 places[i] = None  # a gradient that the user drops is to be freed
+                parts.pop(i, None)
         return sums
 
     def _run_compiled(
@@ -268,14 +275,6 @@ class LargeBucket(SegmentedBucket):
         moved = self._moved(segments) if recipe.traced and recipe.moved else None
         self._add(table, kernel, segments, given, dots, moved)
 
-    def _moved(self, segments: Segments) -> Array:
-        """[T] |Δ|² of the last update, where it is kept for each parameter."""
-        assert self.last is not None
-        numbers = here(self.last[segments.indices], self.device)[:, -1]
-        if isinstance(numbers, np.ndarray):
-            return np.add.reduceat(numbers, segments.starts)
-        return numbers.new_zeros(len(segments.starts)).index_add_(0, segments.of_each, numbers)
-
     def _native(self, run: Run, segments: Segments, rows: Array, learn: bool) -> bool:
         # a compiled kernel remembers the gradient in the same pass
         if self._fused and Compiled.usable and learn and self.recipe.remembered:
@@ -283,6 +282,8 @@ class LargeBucket(SegmentedBucket):
         return super()._native(run, segments, rows, learn)
 
     def _update(self, run: Run, segments: Segments, rows: Array, values: Array, learn: bool, tick: int) -> None:
+        if learn and self._update_by_native(run, segments, rows):
+            return
         kernel = self._kernels["learn" if learn else "update"]
         given = self._given(kernel, run, segments, rows)
         factors = self._evaluate(kernel.factors, segments, given)
@@ -295,9 +296,66 @@ class LargeBucket(SegmentedBucket):
             if piece.length and not self._stands(piece):
                 self._scatter(piece)
         self._renew(kernel, run, segments, given)
-        if moved and self.last is not None:
-            squares = np.concatenate(moved) if isinstance(values, np.ndarray) else torch.cat(moved)
-            self.last[segments.indices, -1] = like(squares, self.last)
+        if moved:
+            self._keep_moved(kernel, segments, given, moved)
+
+    # ---------------------------------------------------------------- torch's own kernel, and the traces after it
+
+    def _update_by_native(self, run: Run, segments: Segments, rows: Array) -> bool:
+        """Let torch's own kernel do an update block by block, and bring traces up to date while a block is in the cache.
+
+        Returns:
+            whether it did; if not, nothing has changed.
+        """
+        kernel = self._kernels.get("trace")
+        if kernel is None or not isinstance(rows, np.ndarray) or (self._fused and Compiled.usable):
+            return False  # a compiled kernel does all in one pass
+        hyper, pieces = (
+            self._given_to_native(run, segments, rows, self.gradients(run.first, run.last)),
+            self._pieces_of(run, segments),
+        )
+        if hyper is None or any(piece.length > self._block and not piece.direct for piece in pieces):
+            return False
+        given = self._given(kernel, run, segments, rows)
+        factors = self._evaluate(kernel.factors, segments, given)
+        moved: list[Any] = []
+        for piece in pieces:
+            if kernel not in piece.prepared:
+                piece.prepared[kernel] = self._prepare(kernel, piece, False)
+            prepared, steps = piece.prepared[kernel], self._step_views[piece.first : piece.last]
+            scalars = self._scalars(kernel, factors, piece.segments, piece.lengths)
+            sizes = [numel(p) for p in self.params[piece.first : piece.last]]
+            sums = [[0.0] * len(sizes)]
+            for (weights, gradients, states), places, parts in self._native_blocks(piece, prepared):
+                if not self.recipe.rule.native(weights, gradients, states, hyper, steps):
+                    return False
+                prepared.blocks.run(places, *scalars)
+                if kernel.dots:
+                    sums = _added(sums, prepared.blocks.dots(places, sizes, parts))
+            moved += sums
+        if kernel.dots:
+            self._keep_moved(kernel, segments, given, moved)
+        return True
+
+    def _native_blocks(self, piece: Piece, prepared: Prepared) -> Iterator[tuple[Any, list[Any], dict[int, Sequence[Array]]]]:
+        """Of each block of a piece: weights, gradients and states for torch's kernel; places and parts for the traces'."""
+        if not piece.direct:
+            for name in prepared.gathered:
+                self._gather(name, piece)
+            first, last = piece.first, piece.last
+            native = self.params[first:last], self.gradients(first, last), self._views_of(first, last)
+            yield from ((native, places, parts) for places, parts in zip(prepared.places, prepared.parts, strict=True))
+            return
+        weights, gradient = (x.detach().view(-1) for x in (self.params[piece.first], *self.gradients(piece.first, piece.last)))
+        for (start, stop), places, parts in zip(prepared.cuts, prepared.places, prepared.parts, strict=True):
+            w, g = weights[start:stop], gradient[start:stop]
+            states = {name: [array[piece.start + start : piece.start + stop]] for name, array in self.arrays.items()}
+            for i, name in prepared.moving:
+                places[i] = g if name == "gradient" else self._workspace.get(name, stop - start, w.dtype, self.device).copy_(w)
+            yield ([w], [g], states), places, parts
+            for i, _ in prepared.moving:
+                places[i] = None  # a gradient that the user drops is to be freed
+                parts.pop(i, None)
 
 
 def _added(a: Any, b: Any) -> Any:

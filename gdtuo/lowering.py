@@ -223,6 +223,10 @@ class Lowering:
         number = self.source(factor) if isinstance(factor, Tensor) else torch.tensor(factor, dtype=torch.float64)
         return self._base(term), number
 
+    def copy(self, register: int) -> int:
+        """A register of its own that holds the same."""
+        return self._emit("scale", (_array(register), 1.0), self.dtypes[register])
+
     def change(self, value: Tensor) -> tuple[int, int]:
         """The register that holds a result up to a factor, and the place of that factor."""
         register, factor = self.direction(value)

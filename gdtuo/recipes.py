@@ -51,14 +51,27 @@ class Recipe:
     @property
     def remembered(self) -> tuple[str, ...]:
         """Arrays that keep the last update's arguments."""
-        if self.traced or not self.own:
-            return ()
-        return tuple(f"last_{name}" for name in sorted(self.rule.remembers(self.own, self.present)))
+        return () if self.traced or not self.own else tuple(f"last_{name}" for name in sorted(self.replays))
+
+    @property
+    def replays(self) -> frozenset[str]:
+        """Which of "gradient" and "weights" the tangents of an update are made from, besides the state after it."""
+        return self.rule.remembers(self.own, self.present)
 
     @property
     def traces(self) -> tuple[str, ...]:
         """Arrays that keep tangents."""
         return tuple(f"trace_{name}" for name in self.own) if self.traced else ()
+
+    @property
+    def replayed(self) -> bool:
+        """Whether traces can be brought up to date from what an update has left."""
+        return self.traced and self.closed_form and not self.spread
+
+    @property
+    def native(self) -> bool:
+        """Whether torch has a kernel for the updates, as far as the rule alone tells."""
+        return type(self.rule).native is not Rule.native
 
     def _examples(self, names: Sequence[str], dtype: torch.dtype) -> dict[str, Tensor]:
         return {name: torch.ones(EXAMPLE, dtype=dtype) for name in names}
@@ -90,7 +103,9 @@ class Recipe:
 
         "update": moves the weights and the state. "learn": so that the update can be pulled back. "pull": pulls it back,
         from the state and what is remembered. "compact" is "learn" that returns Δ instead of moving the weights, and keeps
-        Δ and the tangents for a pull-back by dot products alone; "change" is it where nothing is learned.
+        Δ and the tangents, if there are no traces, for a pull-back by dot products alone; "change" is it where nothing is
+        learned. "trace" brings the traces up to date after an update that has moved weights and state already. The last two
+        that concern traces need them to be `replayed`.
         """
         return _kernel(self, kind)
 
@@ -121,16 +136,29 @@ class Recipe:
         state, hyper = self._state(arrays, numbers), self._hyper(arrays, numbers)
         if self.closed_form:
             delta, after = self.rule.update(weights, gradient, state, hyper, step)
-            _, tangents = self.rule.replay(self.own, weights, gradient, after, hyper, step)
+            moved, tangents = self.rule.replay(self.own, weights, gradient, after, hyper, step)
         else:
             delta, tangents, after = derive(self.rule, self.own, weights, gradient, state, hyper, step)
+            moved = delta
+        traces = self._traces(tangents, arrays, numbers)
+        return self._outcome({"weights": weights + delta, **after, **traces}, moved=moved if self.moved else None)
+
+    def _traces(self, tangents: Sequence[Tensor], arrays: dict[str, Tensor], numbers: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The traces after an update with these tangents."""
         traces = {}
         for name, tangent in zip(self.own, tangents, strict=True):
             slope = (arrays if self.spread else numbers)[f"slope {name}"]
             traces[f"trace_{name}"] = tangent * slope
             if self.decay:
                 traces[f"trace_{name}"] = traces[f"trace_{name}"] + self.decay * arrays[f"trace_{name}"]
-        return self._outcome({"weights": weights + delta, **after, **traces}, moved=delta if self.moved else None)
+        return traces
+
+    def _trace(self, arrays: dict[str, Tensor], numbers: dict[str, Tensor]) -> Outcome:
+        none = torch.empty(0)
+        state, hyper = self._state(arrays, numbers), self._hyper(arrays, numbers)
+        weights, gradient = arrays.get("weights", none), arrays.get("gradient", none)
+        moved, tangents = self.rule.replay(self.own, weights, gradient, state, hyper, numbers["step"])
+        return Outcome(self._traces(tangents, arrays, numbers), moved=moved if self.moved else None)
 
     def _change(self, arrays: dict[str, Tensor], numbers: dict[str, Tensor]) -> Outcome:
         state = self._state(arrays, numbers)
@@ -144,6 +172,9 @@ class Recipe:
         weights, gradient, step = arrays.get("weights", torch.empty(0)), arrays["gradient"], numbers["step"]
         hyper = self._hyper(arrays, numbers)
         delta, tangents = self.rule.replay(self.own, weights, gradient, {**outcome.arrays, **outcome.numbers}, hyper, step)
+        if self.traced:
+            after = {**outcome.arrays, **self._traces(tangents, arrays, numbers)}
+            return Outcome(after, moved=delta if self.moved else None, change=delta, numbers=outcome.numbers)
         slopes = [numbers[f"slope {name}"] for name in self.own]
         scaled = list(zip(tangents, slopes, strict=True))
         moved = delta if self.moved else None
@@ -173,13 +204,16 @@ def _recorded(recipe: Recipe, kind: str) -> Kernel:
         kept = recipe.traces if recipe.traced else (*recipe.state, *recipe.remembered)
         numbers = () if recipe.traced else (*recipe.numbers, *slopes, *recipe.uniform)
         return Kernel(recipe._pull, recipe._examples(("gradient", *kept), dtype), (*numbers, "step"))
+    if kind == "trace":
+        kept = (*sorted(recipe.replays), *recipe.state, *recipe.traces)
+        return Kernel(recipe._trace, recipe._examples(kept, recipe.dtype), (*recipe.numbers, *slopes, *recipe.uniform, "step"))
     main = recipe._examples(("weights", "gradient"), recipe.dtype)
     if kind == "learn":
         numbers = (*recipe.numbers, *(slopes if recipe.traced and not recipe.spread else ()), *recipe.uniform)
         return Kernel(recipe._learn, main | recipe.arrays, (*numbers, "step"))
     if kind in ("compact", "change"):
-        names = [*recipe.state, *(recipe.remembered if kind == "compact" else ())]
-        reads = recipe.rule.reads_weights(recipe.present) or "last_weights" in names
+        names = [*recipe.state, *((*recipe.remembered, *recipe.traces) if kind == "compact" else ())]
+        reads = recipe.rule.reads_weights(recipe.present) or (kind == "compact" and "weights" in recipe.replays)
         first = ("gradient", *(("weights",) if reads else ()))
         numbers = (*recipe.numbers, *(slopes if kind == "compact" else ()), *recipe.uniform)
         function = recipe._compact if kind == "compact" else recipe._change

@@ -20,7 +20,8 @@ from .graphs import Graph, UncapturableError, capturable
 from .kernel import Kernel
 from .layout import Bucket, Run, flattened, unflatten
 from .numbers import Function
-from .rules import Number, Rule
+from .recipes import Recipe
+from .rules import Number
 from .tape import Array, on_host
 from .trust import LENGTHS, measured
 
@@ -56,9 +57,6 @@ class SegmentedBucket(Bucket):
         The others are those of `Bucket`.
     """
 
-    #: Kinds of kernels that a subclass runs, where something is learned and where nothing is.
-    KINDS: tuple[tuple[str, ...], tuple[str, ...]]
-
     def __init__(self, *args: Any, workspace: Workspace, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._workspace = workspace
@@ -67,9 +65,9 @@ class SegmentedBucket(Bucket):
         #: the numbers that each parameter group holds, in the order of `names`; on a device the effective ones stand there
         self.written: Sequence[Sequence[Number]] = ()
         self._lengths_of: dict[tuple[int, ...], Tensor] = {}
+        self._parts_of: dict[tuple[int, ...], list[Array]] = {}
         self._listed: dict[tuple[int, int], dict[str, list[Tensor]]] = {}  # states as lists, by run
-        kinds = self.KINDS[0] if self.recipe.own else self.KINDS[1]
-        self._kernels = {kind: self.recipe.kernel(kind) for kind in kinds}
+        self._kernels = {kind: self.recipe.kernel(kind) for kind in self.kinds(self.recipe)}
         kernels = self._kernels.values()
         self._columns = {id(kernel): self.columns_of(kernel.factors.inputs) for kernel in kernels}
         count, own = len(self.learned), [self.learned.index(name) for name in self.recipe.own]
@@ -81,6 +79,11 @@ class SegmentedBucket(Bucket):
         self._vectors = {id(kernel): torch.ones(len(kernel.factors.outputs), dtype=dtype, device="cpu") for kernel in kernels}
         self._memory = {key: vector.numpy() for key, vector in self._vectors.items()}
         self._elements = {key: list(vector.unbind(0)) for key, vector in self._vectors.items()}
+
+    @staticmethod
+    @abstractmethod
+    def kinds(recipe: Recipe) -> tuple[str, ...]:
+        """Kinds of kernels that a subclass runs."""
 
     def columns_of(self, numbers: Iterable[str]) -> list[int]:
         """Where the numbers of a kernel, but for states and the count of updates, stand in a row of values and slopes."""
@@ -188,8 +191,8 @@ class SegmentedBucket(Bucket):
         if len(lengths) == 1:
             tensors = list(chosen[:, 0].unbind(0))
             return tensors, tensors
-        counts = self._counted(lengths)
         if isinstance(factors, Tensor):
+            counts = self._counted(lengths)
             tensors = list(chosen.repeat_interleave(counts, dim=1, output_size=sum(lengths)).unbind(0))
             return tensors, tensors
         # most are the same everywhere, and stay numbers; that of the change alone is applied later
@@ -197,11 +200,22 @@ class SegmentedBucket(Bucket):
         differ = (chosen != chosen[:, :1]).any(1).tolist()
         if kernel.change and kernel.change_alone:
             differ[kernel.change[1]] = False
-        spread = [
-            row.repeat_interleave(counts, output_size=sum(lengths)) if d else None for row, d in zip(chosen, differ, strict=True)
-        ]
+        spread = [self._filled(i, row.tolist(), lengths, row.dtype) if differ[i] else None for i, row in enumerate(chosen)]
         numbers = [n if row is None else row for n, row in zip(first.tolist(), spread, strict=True)]
         return numbers, [n if row is None else row for n, row in zip(first.unbind(0), spread, strict=True)]
+
+    def _filled(self, i: int, numbers: Sequence[float], lengths: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """The i-th factor as an array with a number for each stretch, in memory of the workspace."""
+        flat = self._workspace.get(("factor", i), sum(lengths), dtype, self.device)
+        key = (i, *lengths)
+        parts = self._parts_of.get(key)
+        if parts is None or parts[0].ctypes.data != flat.data_ptr():
+            if len(self._parts_of) >= 64:
+                self._parts_of.clear()
+            parts = self._parts_of[key] = [part.numpy() for part in flat.split(lengths)]
+        for part, number in zip(parts, numbers, strict=True):
+            part.fill(number)
+        return flat
 
     def _counted(self, lengths: Sequence[int]) -> Tensor:
         """As a tensor on the device, sent there once."""
@@ -223,7 +237,7 @@ class SegmentedBucket(Bucket):
         if isinstance(given, list):
             row = list(self._evaluate(kernel.sums, segments, [*given, *dots]))
             if moved is not None:
-                row[-1] = float(moved[0])
+                row[-1] = moved[0]
             line = table[segments.rows][0]
             for target, number in zip(self.targets, row, strict=True):
                 line[target] += number
@@ -236,6 +250,33 @@ class SegmentedBucket(Bucket):
         result = np.zeros(shape) if isinstance(found, np.ndarray) else found.new_zeros(shape)
         result[:, self._target_index] = found.T
         table[segments.rows] += like(result, table)
+
+    # ---------------------------------------------------------------- |Δ|², where it is kept for each parameter
+
+    def _moved(self, segments: Segments) -> Array:
+        """[T] of the last update."""
+        assert self.last is not None
+        numbers = here(self.last[segments.indices, -1], self.device)
+        if isinstance(numbers, np.ndarray):
+            return (sum(numbers.tolist()),) if segments.single else np.add.reduceat(numbers, segments.starts)
+        return numbers.new_zeros(len(segments.starts)).index_add_(0, segments.of_each, numbers)
+
+    def _keep_moved(self, kernel: Kernel, segments: Segments, given: Any, dots: Sequence[Any]) -> None:
+        """Keep it after an update.
+
+        Args:
+            kernel: what found it, and was given `given`.
+            dots: parts of its dot product, which together have a number for each parameter.
+        """
+        assert self.last is not None
+        scale = self._evaluate(kernel.scale, segments, given)[0]
+        if isinstance(given, list):
+            squares: Any = np.array([scale * x for some in dots for x in some])
+        elif isinstance(given, np.ndarray):
+            squares = np.concatenate(dots) * scale[segments.of]
+        else:
+            squares = torch.cat(list(dots)) * scale[segments.of_each]
+        self.last[segments.indices, -1] = like(squares, self.last)
 
     # ---------------------------------------------------------------- states that are numbers
 
@@ -299,25 +340,11 @@ class SegmentedBucket(Bucket):
 
     def _native(self, run: Run, segments: Segments, rows: Array, learn: bool) -> bool:
         """Let torch's own kernel do an update, if it has one; returns whether it did."""
-        wide = self.recipe.dtype.itemsize > 2  # torch 2.13's fused SGD is wrong in bfloat16
-        if not wide or type(self.recipe.rule).native is Rule.native or not segments.single:
-            return False
-        hyper = self._given_to_native(run, rows)
+        params, gradients = run.params, self.gradients(run.first, run.last)
+        hyper = self._given_to_native(run, segments, rows, gradients)
         if hyper is None:
             return False
-        params = run.params
-        gradients = self.gradients(run.first, run.last)
-        if not all(
-            p.is_contiguous() and g.is_contiguous() and not p.is_complex() for p, g in zip(params, gradients, strict=True)
-        ):
-            return False
-        key = (run.first, run.last)
-        if key not in self._listed:
-            if len(self._listed) >= 64:
-                self._listed.clear()
-            views = [self._views(i) for i in range(run.first, run.last)]
-            self._listed[key] = {name: [each[name] for each in views] for name in self.arrays}
-        arrays = self._listed[key]
+        arrays = self._views_of(run.first, run.last)
         if learn and "last_weights" in arrays:
             torch._foreach_copy_(arrays["last_weights"], params)
         done = self.recipe.rule.native(params, gradients, arrays, hyper, self._step_views[run.first : run.last])
@@ -325,8 +352,27 @@ class SegmentedBucket(Bucket):
             torch._foreach_copy_(arrays["last_gradient"], gradients)
         return done
 
-    def _given_to_native(self, run: Run, rows: Array) -> dict[str, Any] | None:
-        """The hyperparameters as torch's kernels take them: numbers; on a CUDA device the learning rate may be a tensor."""
+    def _views_of(self, first: int, last: int) -> dict[str, list[Tensor]]:
+        """The parts of all arrays that belong to parameters first to last."""
+        if (first, last) not in self._listed:
+            if len(self._listed) >= 64:
+                self._listed.clear()
+            views = [self._views(i) for i in range(first, last)]
+            self._listed[first, last] = {name: [each[name] for each in views] for name in self.arrays}
+        return self._listed[first, last]
+
+    def _given_to_native(self, run: Run, segments: Segments, rows: Array, gradients: Sequence[Tensor]) -> dict[str, Any] | None:
+        """The hyperparameters as torch's kernels take them: numbers; on a CUDA device the learning rate may be a tensor.
+
+        None where no kernel of torch can do the update.
+        """
+        wide = self.recipe.dtype.itemsize > 2  # torch 2.13's fused SGD is wrong in bfloat16
+        if not wide or not self.recipe.native or not segments.single:
+            return None
+        if not all(
+            p.is_contiguous() and g.is_contiguous() and not p.is_complex() for p, g in zip(run.params, gradients, strict=True)
+        ):
+            return None
         if isinstance(rows, np.ndarray):
             row = rows[0].tolist()
             return {name: row[self.names.index(name)] for name in self.recipe.present}

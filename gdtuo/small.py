@@ -35,20 +35,25 @@ class Plan:
     blocks: Blocks
     places: list[Tensor]  # the kernel's arrays and temporaries
     change: list[Tensor]  # views of what is added to the parameters, in their shapes
+    disposable: bool  # whether nobody else looks at it
     parts: dict[int, Sequence[Array]] = field(default_factory=dict)  # of the arrays in dot products, by segment
 
 
 class SmallBucket(SegmentedBucket):
     """Parameters that are worked on at once."""
 
-    KINDS = (("change", "compact", "pull"), ("change",))
+    @staticmethod
+    def kinds(recipe: Recipe) -> tuple[str, ...]:
+        if not recipe.own:
+            return ("change",)
+        return ("change", "compact", "pull", *(("trace",) if recipe.traced else ()))
 
     @staticmethod
     def fits(recipe: Recipe, params: Sequence[Tensor]) -> bool:
         """Whether parameters can stand in such a bucket."""
         wide = recipe.dtype.itemsize > 2  # sums of 16-bit tangents would be formed in 16 bits
         # tangents that are kept need the numbers that the update began with
-        rebuilt = not recipe.traced and not (recipe.uniform and recipe.own)
+        rebuilt = recipe.replayed if recipe.traced else not (recipe.uniform and recipe.own)
         return rebuilt and not recipe.spread and wide and sum(numel(p) for p in params) <= LARGEST
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -96,13 +101,16 @@ class SmallBucket(SegmentedBucket):
                 self._memory_of((kind, i), run, dtype) if own else self._workspace.get(i, stop - start, dtype, self.device)
             )
         change = self._shapes(kind, places[blocks.change], run) if blocks.change is not None else []
-        plan = self._plans[run.first, run.last, kind] = Plan(blocks, places, change)
+        kept = kind == "compact" and not self.recipe.traced
+        disposable = not kept and blocks.change is not None and blocks.change >= len(kernel.inputs)
+        plan = self._plans[run.first, run.last, kind] = Plan(blocks, places, change, disposable)
         return plan
 
     def _gather(self, name: str, run: Run) -> None:
-        flat = self._memory_of(name, run, self.recipe.dtype)
-        sources = run.params if name == "weights" else self.gradients(run.first, run.last)
-        torch._foreach_copy_(self._shapes(name, flat, run), sources)
+        views = self._shaped.get((name, run.first, run.last))
+        if views is None:
+            views = self._shapes(name, self._memory_of(name, run, self.recipe.dtype), run)
+        torch._foreach_copy_(views, run.params if name == "weights" else self.gradients(run.first, run.last))
 
     def _gather_gradient(self, run: Run) -> None:
         """Once a step: it stays from the pull-back to the update."""
@@ -129,27 +137,37 @@ class SmallBucket(SegmentedBucket):
         kernel, plan = self._kernels["compact" if kept else "pull"], self._plan(run, "compact" if kept else "pull")
         given = self._given(kernel, run, segments, here(self.last[segments.leads], self.device))
         self._gather_gradient(run)
-        if not kept:
+        if not kept and kernel.operations:
             factors = self._evaluate(kernel.factors, segments, given)
             plan.blocks.run(plan.places, *self._scalars(kernel, factors, slice(0, len(lengths)), lengths))
         dots = plan.blocks.dots(plan.places, lengths, plan.parts)
         if isinstance(given, list):
             dots = [some[0] for some in dots]
-        self._add(table, kernel, segments, given, dots)
+        self._add(
+            table, kernel, segments, given, dots, self._moved(segments) if self.recipe.traced and self.recipe.moved else None
+        )
 
     def _update(self, run: Run, segments: Segments, rows: Array, values: Array, learn: bool, tick: int) -> None:
-        lengths, kind = self._lengths(run, segments), "compact" if learn else "change"
-        kernel, plan = self._kernels[kind], self._plan(run, kind)
+        traced, kind = learn and self.recipe.traced, "compact" if learn else "change"
+        if "weights" in self._kernels[kind].inputs:
+            self._gather("weights", run)
+        native = traced and self._native(run, segments, rows, learn)
+        if native:
+            kind = "trace"
+        lengths, kernel, plan = self._lengths(run, segments), self._kernels[kind], self._plan(run, kind)
         given = self._given(kernel, run, segments, rows)
         factors = self._evaluate(kernel.factors, segments, given)
         numbers, tensors = self._scalars(kernel, factors, slice(0, len(lengths)), lengths)
-        self._gather_gradient(run)
-        if "weights" in kernel.inputs:
-            self._gather("weights", run)
+        if "gradient" in kernel.inputs:
+            self._gather_gradient(run)
         plan.blocks.run(plan.places, numbers, tensors)
-        self._move(run, segments, kernel, plan, factors, numbers)
-        self._renew(kernel, run, segments, given)
-        if learn and kernel.lasting:
+        if traced and kernel.dots:
+            (dots,) = plan.blocks.dots(plan.places, [numel(p) for p in run.params], plan.parts)
+            self._keep_moved(kernel, segments, given, [dots])
+        if not native:
+            self._move(run, segments, kernel, plan, factors, numbers)
+            self._renew(kernel, run, segments, given)
+        if learn and not traced and kernel.lasting:
             self._tangents_of[run.first, run.last] = tick
 
     def _move(self, run: Run, segments: Segments, kernel: Kernel, plan: Plan, factors: Any, numbers: Sequence[Any]) -> None:
@@ -159,13 +177,16 @@ class SmallBucket(SegmentedBucket):
         place = kernel.change[1]
         if isinstance(factors, np.ndarray) and kernel.change_alone:
             each = factors[place].astype(self._memory[id(kernel)].dtype).tolist()
-            torch._foreach_add_(run.params, torch._foreach_mul(plan.change, [each[t] for t in segments.of]))
+            scales = [each[t] for t in segments.of]
+            if plan.disposable:
+                torch._foreach_mul_(plan.change, scales)
+            torch._foreach_add_(run.params, plan.change if plan.disposable else torch._foreach_mul(plan.change, scales))
         elif not isinstance(numbers[place], Tensor):
             torch._foreach_add_(run.params, plan.change, alpha=numbers[place])
         else:
-            change = plan.places[plan.blocks.change]
-            scaled = self._workspace.get("change", change.numel(), change.dtype, self.device)
-            torch.mul(change, numbers[place], out=scaled)
+            array = plan.places[plan.blocks.change]
+            scaled = self._workspace.get("change", array.numel(), array.dtype, self.device)
+            torch.mul(array, numbers[place], out=scaled)
             parts = scaled.split([numel(p) for p in run.params])
             torch._foreach_add_(run.params, [unflatten(part, p) for part, p in zip(parts, run.params, strict=True)])
 

@@ -116,6 +116,7 @@ class Stretch(Piece):
             for kind, kernel in self._kernels.items()
         }
         self._uniform = {kind: number_function(kernel.uniform) for kind, kernel in self._kernels.items()}
+        self._scales = {kind: number_function(kernel.scale) for kind, kernel in self._kernels.items()}
         self._columns = {kind: bucket.columns_of(kernel.factors.inputs) for kind, kernel in self._kernels.items()}
         spread = [f"{prefix}{name}" for name in recipe.own for prefix in ("", "slope ")] if recipe.spread else []
         self._spread = dict(zip(spread, bucket.columns_of(spread), strict=True))
@@ -181,7 +182,8 @@ class Stretch(Piece):
             self.bucket.uniform[self.first : self.last].copy_(after[self._segment])
         moved = None
         for a, b in pairs:
-            moved = self._dots(a, b, self._sizes, values.dtype)
+            (scale,) = self._filled(self._scales[kind](*given), given[0])
+            moved = self._dots(a, b, self._sizes, values.dtype) * scale[self._segment]
         # inputs that are kept go first, while they are what they were
         for home, value in sorted(zip(kernel.homes, results, strict=True), key=lambda pair: pair[0].register):
             name = kernel.inputs[home.array]

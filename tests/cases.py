@@ -346,12 +346,13 @@ TOWERS: dict[str, Callable[[], gdtuo.Level]] = {
         hypergradient="exact",
         optimizer=gdtuo.AdaGrad(lr=0.02, hypergradient="exact", optimizer=gdtuo.SGD(lr=0.01)),
     ),
-    "nadam/radam/lion": lambda: gdtuo.NAdam(
+    "nadam/radam/sgd": lambda: gdtuo.NAdam(
         lr=0.01,
         momentum_decay=0.1,
         learn=("lr", "momentum_decay"),
-        optimizer=gdtuo.RAdam(lr=0.02, learn=("lr", "beta2"), optimizer=gdtuo.Lion(lr=1e-3)),
+        optimizer=gdtuo.RAdam(lr=0.02, learn=("lr", "beta2"), optimizer=gdtuo.SGD(lr=1e-3)),
     ),
+    "momentum/lion": lambda: gdtuo.SGD(lr=0.05, momentum=0.8, optimizer=gdtuo.Lion(lr=0.02)),
     "drift/sgd": lambda: Drift(lr=0.01, learn="all", optimizer=gdtuo.SGD(lr=0.02)),
 }
 

@@ -68,7 +68,8 @@ class AdamRule(MomentsRule):
         root = safe_sqrt(largest)
         denominator = root + scale * hyper["eps"]
         unit = first / denominator
-        rate = lr * scale / bias1  # Δ = -rate · unit
+        rate = lr * scale / bias1  # Δ = -rate · unit, but for a decoupled decay
+        direction = self.shrunk(weights, -(scale / bias1) * unit, {**hyper, "lr": 1.0})  # Δ = lr · direction
 
         def through_root(square_change: Tensor) -> Tensor:
             # d(unit) for a change of v: √v moves by half of it over √v
@@ -79,8 +80,7 @@ class AdamRule(MomentsRule):
 
         def derivative(name: str) -> Tensor:  # ∂Δ/∂name
             if name == "lr":
-                slope = -(scale / bias1) * unit
-                return slope - hyper["weight_decay"] * weights if "weight_decay" in hyper and self.decoupled else slope
+                return direction
             if name == "eps":
                 return rate * scale * (unit / denominator)
             if name == "weight_decay" and self.decoupled:
@@ -97,7 +97,7 @@ class AdamRule(MomentsRule):
             square_change = largest_change(second / beta2 - g * g / beta2) + largest * (step * beta2 ** (step - 1) / bias2)
             return -rate * through_root(square_change)
 
-        return self.shrunk(weights, -rate * unit, hyper), [derivative(name) for name in learned]
+        return lr * direction, [derivative(name) for name in learned]
 
 
 @dataclass(frozen=True)
