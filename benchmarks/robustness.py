@@ -8,6 +8,7 @@ the end (the loss itself where there are no data), L0 at the start, L* the best 
     python -m benchmarks.robustness --data DIR --quick         # the problems that take a second, four rates, one seed
     python -m benchmarks.robustness --data DIR --contender "adam(horizon=100)/sgd(lr=0.05)"   # this tower besides
     python -m benchmarks.robustness --data DIR --aside         # the problems that no method was chosen on
+    python -m benchmarks.robustness --problem "scaled logistic" --only --contender "Adam / SGD / SGD" --seeds 14
 """
 
 from __future__ import annotations
@@ -162,15 +163,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/robustness"), help="folder of the results (default: runs/robustness)"
     )
-    parser.add_argument("--contender", action="append", default=[], metavar="TEXT", help="a tower besides; may be repeated")
+    parser.add_argument("--problem", action="append", choices=(*PROBLEMS, *KEPT_ASIDE), help="only this one; may be repeated")
+    parser.add_argument(
+        "--contender", action="append", default=[], metavar="TEXT", help="a tower, or one of the table, besides; may be repeated"
+    )
     parser.add_argument("--only", action="store_true", help="of the contenders only the plain optimizers and --contender")
     parser.add_argument("--aside", action="store_true", help="the problems that are kept aside")
     parser.add_argument("--quick", action="store_true", help=f"{', '.join(QUICK)}; four rates, one seed")
     parser.add_argument("--seeds", type=int, default=3, help="default: 3")
     parser.add_argument("--processes", type=int, help="default: one a core")
     chosen = parser.parse_args(arguments)
-    problems = list(KEPT_ASIDE) if chosen.aside else list(QUICK) if chosen.quick else list(PROBLEMS)
-    names = [*(PLAIN if chosen.only else CONTENDERS), *chosen.contender]
+    problems = chosen.problem or (list(KEPT_ASIDE) if chosen.aside else list(QUICK) if chosen.quick else list(PROBLEMS))
+    names = list(dict.fromkeys([*(PLAIN if chosen.only else CONTENDERS), *chosen.contender]))
     starts, seeds = (RATES[::3], 1) if chosen.quick else (RATES, chosen.seeds)
     cells = [
         {"problem": problem, "contender": name, "lr": lr, "seed": seed}

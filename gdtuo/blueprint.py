@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from .domains import Domain, Positive
@@ -68,14 +68,14 @@ class Blueprint:
         long = not self.height and self.options.hypergradient == "cosine" and tuple(learned) == ("lr",)
         return self.options.horizon or (HORIZON if long else 1)
 
-    def trust(self, learned: Iterable[str]) -> float:
+    def trust(self, learned: Collection[str]) -> float:
         """By how much of the weights' length an update may move them, if `learned` is; inf for no limit."""
         if self.height or "lr" not in learned:
             return math.inf
         if self.options.trust is not None:
             return self.options.trust
-        able = self.options.hypergradient == "cosine" and self.options.per != "element"
-        return TRUST if able and type(self.domain("lr")) is Positive else math.inf
+        able = self.options.hypergradient == "cosine" and not self.options.obstacle(self.schema, learned)
+        return TRUST if able else math.inf
 
     def closed_form(self, learned: Iterable[str]) -> bool:
         """Whether the rule's own closed form differentiates its updates."""

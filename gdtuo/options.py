@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import torch
@@ -129,8 +129,43 @@ class Options:
         groups = (torch.distributed.ProcessGroup,) if torch.distributed.is_available() else ()
         if not isinstance(sharded, (bool, *groups)):
             raise TypeError(f"{title} got sharded={sharded!r}. Give True, or the process group over which parameters are spread.")
-        trust = _trust(schema, given["trust"], learn, per, domains) if "trust" in given else None
-        return cls(learn, per, kind, domains=domains, sharded=sharded, trust=trust, **counts)
+        trust = given.get("trust")
+        options = cls(learn, per, kind, domains=domains, sharded=sharded, trust=trust, **counts)
+        if "trust" in given:
+            options._check_trust(schema)
+        return options
+
+    def obstacle(self, schema: Schema, learned: Collection[str] | None) -> str:
+        """Why no limit can be set to the learning rate; empty if one can.
+
+        Args:
+            learned: what is learned, None for all.
+        """
+        if "lr" not in schema.names or not (learned is None or "lr" in learned):
+            return "which limits a learned lr, but lr is not learned. Name it in learn=."
+        domain = self.domains.get("lr", schema.rule.hyperparameters["lr"][1])
+        if type(domain) is not Positive:
+            return f"which limits lr in a Positive domain, but its domain is {domain}. Leave trust= out."
+        return "but per='element'. Use per='tensor' or 'group', or leave trust= out." if self.per == "element" else ""
+
+    def _check_trust(self, schema: Schema) -> None:
+        """Check a limit that a user has set.
+
+        Raises:
+            ValueError: if it is no share of the weights' length, or there is nothing that it could limit.
+            TypeError: if it is no number.
+        """
+        title, value = schema.title, self.trust
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{title} got trust={value!r}. Give a number, as trust=0.15, or math.inf for no limit.")
+        if not value > 0:
+            raise ValueError(
+                f"{title} got trust={value!r}: a part of the weights' length, > 0. Did you mean math.inf, no limit? Usual is "
+                "0.15."
+            )
+        obstacle = self.obstacle(schema, self.learn)
+        if value < math.inf and obstacle:
+            raise ValueError(f"{title} got trust={value!r}, {obstacle}")
 
 
 #: name, default, smallest value, what is counted
@@ -139,34 +174,6 @@ COUNTS: tuple[tuple[str, int | None, int, str], ...] = (
     ("learn_after", 0, 0, "first steps that learn nothing"),
     ("learn_every", 1, 1, "steps from one that learns to the next"),
 )
-
-
-def _trust(schema: Schema, value: Any, learn: tuple[str, ...] | None, per: str, domains: Mapping[str, Domain]) -> float:
-    """A limit that a user has set.
-
-    Raises:
-        ValueError: if it is no share of the weights' length, or there is nothing that it could limit.
-        TypeError: if it is no number.
-    """
-    title = schema.title
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{title} got trust={value!r}. Give a number, as trust=0.15, or math.inf for no limit.")
-    if not value > 0:
-        raise ValueError(
-            f"{title} got trust={value!r}: a part of the weights' length, > 0. Did you mean math.inf, no limit? Usual is 0.15."
-        )
-    if value == math.inf:
-        return value
-    if "lr" not in schema.names or not (learn is None or "lr" in learn):
-        raise ValueError(f"{title} got trust={value!r}, which limits a learned lr, but lr is not learned. Name it in learn=.")
-    domain = domains.get("lr", schema.rule.hyperparameters["lr"][1])
-    if type(domain) is not Positive:
-        raise ValueError(
-            f"{title} got trust={value!r}, which limits lr in a Positive domain, but its domain is {domain}. Leave trust= out."
-        )
-    if per == "element":
-        raise ValueError(f"{title} got trust={value!r} with per='element'. Use per='tensor' or 'group', or leave trust= out.")
-    return float(value)
 
 
 def spelled(schema: Schema, learn: Any) -> tuple[str, ...] | None:

@@ -136,3 +136,11 @@ def test_the_command_goes_on_and_draws(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
     robustness.main(arguments)
     assert read(tmp_path / "results.csv") == rows
+
+
+def test_one_problem_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(robustness, "RATES", (1e-2,))
+    chosen = ["--problem", "Rosenbrock", "--only", "--contender", "auto", "--contender", "SGD", "--seeds", "2"]
+    robustness.main([*chosen, "--out", str(tmp_path), "--processes", "1"])
+    expected = {("Rosenbrock", name, lr, seed) for name, lr in (("Adam", 1e-2), ("SGD", 1e-2), ("auto", 0.0)) for seed in (0, 1)}
+    assert {(r["problem"], r["contender"], r["lr"], r["seed"]) for r in read(tmp_path / "results.csv")} == expected
