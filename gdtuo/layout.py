@@ -314,6 +314,8 @@ class Bucket(ABC):
         if self.recipe.own:
             run.pending = tick
             self._pending[run.first : run.last] = tick
+            for state in self._dicts[run.first : run.last]:
+                state["pending"] = tick
 
     def pulled(self, run: Run) -> None:
         """Note that the last update of a run has been pulled back."""
