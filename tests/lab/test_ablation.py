@@ -34,8 +34,17 @@ def start(*arguments, **environment):
     command = [sys.executable, "-m", "gdtuo", *map(str, arguments)]
     path = f"{HERE}{os.pathsep}{HERE.parent.parent}"
     return subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path, **environment}
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        preexec_fn=_interruptible,
     )
+
+
+def _interruptible():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job ignores it, and whatever it starts
 
 
 def table(path):
