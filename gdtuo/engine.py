@@ -11,23 +11,19 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from .assembly import Assembly, Known, carry, rows_of, tables_of
 from .blocks import Workspace
 from .blueprint import Blueprint
 from .collective import Collective
 from .ladder import Ladder, Plan
-from .large import LargeBucket
-from .layout import Bucket, Place, Run, numel, same
+from .layout import Bucket, Run, same
 from .learned import written
-from .recipes import Recipe
-from .recording import UnrecordableError
+from .measuring import Measuring
 from .rules import Number
-from .segments import SegmentedBucket, like
-from .sharding import Ranks, is_distributed, ranks_of
-from .small import SmallBucket
-from .tape import Array, on_host, quiet
+from .segments import SegmentedBucket
+from .sharding import Ranks
+from .tape import Array, numbers_of, quiet
 from .traced import Traced
-from .trust import LENGTHS
-from .whole import WholeBucket
 
 __all__ = ["Engine"]
 
@@ -58,12 +54,11 @@ class Engine:
         self._bottom = blueprints[0]
         self._consumed: list[Any] = []  # which gradients the last step used
         self.ladder: Ladder | None = None
-        self._unmeasured: set[int] = set()
+        self._measuring = Measuring()
         self.traced = Traced(blueprints, groups)
         self._workspace = Workspace()
         self._buckets: list[Bucket] = []
-        self._params: list[list[Tensor]] = []  # of each group, as they were laid out
-        self._sizes: list[list[int]] = []  # of each, how many rows of hyperparameters it has
+        self._known: list[Known] = []  # each group, as it was laid out
         self._marked: list[Tensor] = []  # an entry of each group by which one sees that it is still ours
         keys = [key for blueprint in blueprints for key in blueprint.numbers()]
         keys += [name for name in (*self._bottom.switches(), "fused", "capturable", "learn") if name in groups[0]]
@@ -97,13 +92,30 @@ class Engine:
         #: [G] how many steps there have been
         self.steps = torch.zeros(len(groups), dtype=torch.int64, device=counters)
         self._steps: Array = self.steps.numpy() if counters.type == "cpu" else self.steps  # the same memory
-        sizes = [[self._rows_of(p) for p in group["params"]] for group in groups]
-        self._blocks = [1 if self._bottom.options.per == "group" else sum(size) for size in sizes]
+        per = self._bottom.options.per
+        known = [Known(list(group["params"]), [rows_of(per, p) for p in group["params"]]) for group in groups]
+        self._blocks = [1 if per == "group" else sum(each.rows) for each in known]
         self.ladder = self._build_ladder() if self._learned else None
-        self._params, self._sizes = [list(group["params"]) for group in groups], sizes
-        self._waiting: list[Tensor] = []  # frozen: given a place when they first have a gradient
-        self._buckets = self._build_buckets(sizes)
-        self._tables, self._collective = self._build_tables()
+        self._known = known
+        assembly = Assembly(
+            self._bottom,
+            self._learned[0] if self._learned else (),
+            functools.partial(self._present, 0),
+            groups,
+            self._last if self.ladder else None,
+            self._state,
+            None if self.capturable else torch.device("cpu"),
+            self._workspace,
+        )
+        self._waiting: list[Tensor]  # frozen: given a place when they first have a gradient
+        self._buckets, self._waiting = assembly.buckets()
+        self._tables: dict[Ranks, Array] = {}
+        self._collective: Collective | None = None
+        if self.ladder is not None:
+            table, sharded = self.ladder.table, self._bottom.options.sharded
+            self._tables, self._collective = tables_of(self._buckets, table, len(groups), sharded)
+            lengths = self.ladder.store["L0/lengths"][:, 0].tolist() if self.ladder.plans[0].limited else ()
+            self._measuring = Measuring(lengths, self._collective is not None)
         # the number of the current update; parameters that were updated together share it
         self._tick = max((int(bucket.pending.max()) for bucket in self._buckets), default=0)
         #: [1] the same, as whoever steps writes it: this engine, or its tensor program
@@ -142,7 +154,8 @@ class Engine:
             for name, view in ladder.store.views(g).items():
                 old = group.get(name)
                 if isinstance(old, Tensor) and old.shape[1:] == view.shape[1:] and len(old):
-                    self._carry(g, name, old, view)
+                    known = self._known[g] if g < len(self._known) else None
+                    carry(old, view, name, self._bottom.options.per, known, group["params"])
                 group[name] = view
             if ladder.top is not None:
                 prefix = self._top_prefix
@@ -151,43 +164,11 @@ class Engine:
             group["skipped"] = ladder.skipped[g]
             self.steps[g] = int(group.get("steps", 0))
             group["steps"] = self.steps[g]
-        self._last: Array = _numbers(ladder.store["L0/last"])
+        self._last: Array = numbers_of(ladder.store["L0/last"])
         self._marked = [group["L0/shift"] for group in self.groups]
-        lengths = ladder.store["L0/lengths"][:, 0].tolist() if ladder.plans[0].limited else ()
-        #: rows of hyperparameters whose weights have never been measured
-        self._unmeasured = {row for row, length in enumerate(lengths) if length == 0}
-        self._measured: set[int] = set()  # groups whose lengths the ladder has still to take up
-        self._values: Array = _numbers(ladder.values)
-        self._slope: Array = _numbers(ladder.store["L0/slope"])
+        self._values: Array = numbers_of(ladder.values)
+        self._slope: Array = numbers_of(ladder.store["L0/slope"])
         return ladder
-
-    def _carry(self, g: int, name: str, old: Tensor, view: Tensor) -> None:
-        """Take a group's rows of a number over; those of parameters that it no longer has are dropped."""
-        now, known = self.groups[g]["params"], self._params[g] if g < len(self._params) else None
-        if known is None or same(known, now):
-            if len(old) == len(view):
-                view.copy_(old)
-            elif name == "L0/last":  # of the parameters that another rank had: updated together they all say the same
-                view.copy_(old[-1:])
-            return
-        sizes = [1] * len(known) if name == "L0/last" else self._sizes[g]
-        if sum(sizes) != len(old) or (self._bottom.options.per == "group" and name != "L0/last"):
-            if len(old) == len(view):  # the group's own
-                view.copy_(old)
-            return
-        parts, places = old.split(sizes), {id(p): i for i, p in enumerate(known)}
-        here, start = {id(p) for p in now}, 0
-        for i, p in enumerate(now):
-            size = 1 if name == "L0/last" else self._rows_of(p)
-            gone = i < len(known) and id(known[i]) not in here  # p stands in its place
-            part = parts[places[id(p)]] if id(p) in places else parts[i] if gone else None
-            if part is not None and len(part) == size:
-                view[start : start + size].copy_(part)
-            start += size
-
-    def _rows_of(self, p: Tensor) -> int:
-        """How many rows of hyperparameters a parameter has of its own."""
-        return {"group": 0, "tensor": 1, "element": numel(p)}[self._bottom.options.per]
 
     def _device(self) -> torch.device:
         """Where the numbers of the tower live: with the weights."""
@@ -197,102 +178,6 @@ class Engine:
         if self._bottom.options.sharded and torch.accelerator.is_available():  # other ranks have parameters, and send theirs
             return torch.accelerator.current_accelerator() or torch.device("cpu")
         return torch.device("cpu")
-
-    def _build_buckets(self, sizes: Sequence[Sequence[int]]) -> list[Bucket]:
-        alike: dict[Any, list[tuple[Tensor, Place]]] = {}
-        index = row = 0
-        for g, group in enumerate(self.groups):
-            sharded = self._bottom.options.sharded
-            recipe_of = {dtype: self._recipe(group, dtype) for dtype in {_real(p) for p in group["params"]}}
-            fused = bool(group.get("fused"))
-            for p, size in zip(group["params"], sizes[g], strict=True):
-                if self._bottom.options.per == "element" and not numel(p):
-                    pass  # no row of hyperparameters governs it, and no weight asks for one
-                elif p.requires_grad or p.grad is not None or p in self._state:
-                    recipe = recipe_of[_real(p)]
-                    own = index if not _recordable(recipe) else None
-                    ranks = ranks_of(p, sharded)
-                    self._check_cut(p, ranks, recipe)
-                    alike.setdefault((recipe, p.device, fused, own, ranks), []).append((p, Place(g, index, row)))
-                else:
-                    self._waiting.append(p)
-                index, row = index + 1, row + size
-            row += self._bottom.options.per == "group"
-        buckets: list[Bucket] = []
-        for (recipe, device, fused, own, ranks), members in alike.items():
-            arguments = (
-                recipe,
-                ranks,
-                self._bottom.schema.names,
-                self._learned[0] if self._learned else (),
-                self._bottom.options.per,
-                [p for p, _ in members],
-                [place for _, place in members],
-                self._last if self.ladder else None,
-                self._state,
-                device if self.capturable else torch.device("cpu"),
-            )
-            if own is None and SmallBucket.fits(recipe, [p for p, _ in members]):
-                buckets.append(SmallBucket(*arguments, workspace=self._workspace))
-            elif own is None:
-                buckets.append(LargeBucket(*arguments, fused=fused, workspace=self._workspace))
-            else:
-                buckets.append(WholeBucket(*arguments))
-        return buckets
-
-    def _check_cut(self, p: Tensor, ranks: Ranks, recipe: Recipe) -> None:
-        """Raise ValueError if a parameter that is cut among ranks cannot be worked on in parts."""
-        if not ranks:
-            return
-        title, per = self._bottom.schema.title, self._bottom.options.per
-        if per == "element" and self._learned:
-            raise ValueError(
-                f"{title} got per='element' for parameters that are cut among ranks: each rank would have other hyperparameters. "
-                "Use per='tensor', or train without sharding."
-            )
-        if is_distributed(p) and not recipe.rule.elementwise:
-            raise ValueError(
-                f"{title} got a parameter of shape {tuple(p.shape)} of which each rank has a part, and its rule looks at whole "
-                "tensors. Use ZeroRedundancyOptimizer, which keeps tensors whole, or an elementwise optimizer, as gdtuo.AdamW."
-            )
-        if per == "tensor" and self._learned and not is_distributed(p):
-            raise ValueError(
-                f"{title} got per='tensor' with sharded=: from plain tensors it cannot tell whether ranks hold parts of the same "
-                "tensors or different ones. Use per='group', or fully_shard, whose parameters say so themselves."
-            )
-
-    def _build_tables(self) -> tuple[dict[Ranks, Array], Collective | None]:
-        """Where buckets add their sums, by how their parameters are cut, and what adds these up over ranks."""
-        if self.ladder is None:
-            return {}, None
-        kinds = [bucket.ranks for bucket in self._buckets]
-        if self._bottom.options.sharded:
-            kinds += [ranks_of(torch.empty(0), self._bottom.options.sharded)]  # also where this rank has no parameters
-        if not any(kinds):
-            return {(): _numbers(self.ladder.table)}, None
-        collective = Collective(kinds, self.ladder.table, len(self.groups))
-        return {kind: _numbers(table) for kind, table in collective.tables.items()}, collective
-
-    def _recipe(self, group: Mapping[str, Any], dtype: torch.dtype) -> Recipe:
-        options, rule, present = self._bottom.options, self._bottom.rule(group), self._present(0, [group])
-        try:
-            hash(rule)
-        except TypeError as error:
-            raise TypeError(
-                f"{type(rule).__name__} has a switch that cannot be hashed: {error}. Give a tuple, not a list."
-            ) from error
-        learned = self._learned[0] if self._learned else ()
-        # a hyperparameter that this group does not have cannot be learned here; its column stays 0
-        own = tuple(name for name in learned if name in present and self._bottom.learns(name, group))
-        closed_form = self._bottom.closed_form(learned)
-        spread = options.per == "element"
-        # Tangents are kept where they accumulate, where no closed form can rebuild them from the state, and
-        # where the values to rebuild them with would take as much memory.
-        horizon, limited = self._bottom.horizon(learned), self._bottom.trust(learned) < torch.inf
-        traced = bool(own) and (horizon > 1 or spread or not closed_form)
-        noisy = options.hypergradient == "cosine" and not rule.direct.issuperset(own)
-        moved = bool(own) and (noisy or limited)
-        return Recipe(rule, present, own, dtype, traced, closed_form, 1.0 - 1.0 / horizon, spread, moved)
 
     def _present(self, k: int, groups: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
         """The hyperparameters that a rule is given: all but the optional ones that stand at 0 and stay there."""
@@ -372,7 +257,7 @@ class Engine:
         with quiet():
             self.values = self.take(numbers)
         if self.ladder is None:
-            self._values = _numbers(self.values)
+            self._values = numbers_of(self.values)
         self._seen = [] if tensors else seen  # a tensor may be changed in place: read again
 
     def _catch_up(self) -> None:
@@ -418,8 +303,8 @@ class Engine:
         for group, view in zip(self.groups, self._marked, strict=False):  # none is marked where nothing is learned
             if group.get("L0/shift") is not view:
                 return True
-        for group, known in zip(self.groups, self._params, strict=True):
-            if not same(group["params"], known):
+        for group, known in zip(self.groups, self._known, strict=True):
+            if not same(group["params"], known.params):
                 return True
         return any(bucket.replaced for bucket in self._buckets)
 
@@ -480,9 +365,8 @@ class Engine:
                     active[g] = True
         if first:
             self._measure(runs)
-            for g in self._measured:
+            for g in self._measuring.take():
                 active[g] = True
-            self._measured.clear()
         if first and not all(self._stepped):
             for _, run in runs:
                 for g in run.groups:
@@ -490,27 +374,11 @@ class Engine:
         return active if self._collective is None else self._collective.add_up(active)
 
     def _measure(self, runs: Runs) -> None:
-        """Add the lengths of weights that have never been measured to the tables."""
-        if not self._unmeasured:
-            return
-        done, rows = set[int](), sorted(self._unmeasured)
-        for table in self._tables.values():
-            table[rows, -LENGTHS:] = 0.0  # what a gradient of 0 has left there
-        for bucket, run in runs:
-            for i in range(run.first, run.last) if bucket.recipe.own else ():
-                place = bucket.places[i]
-                if place.row in self._unmeasured:
-                    lengths = bucket.lengths(i, run.step + 1, self._values).nan_to_num(0.0, 0.0)
-                    line = self._tables[bucket.ranks][place.row, -LENGTHS:]
-                    line += like(lengths, line)
-                    if self._collective is not None or lengths[-1] > 0:  # else it says nothing of the next
-                        done.add(place.row)
-                    self._measured.add(place.group)
-        self._unmeasured -= done
+        self._measuring.add(runs, self._tables, self._values)
 
     def measure(self) -> None:
         """Let the ladder know the lengths of weights that have never been measured, for a step that is a tensor program."""
-        if self.ladder is not None and self._unmeasured and self.learning and not self.traced.is_captured:
+        if self.ladder is not None and self._measuring and self.learning and not self.traced.is_captured:
             with quiet():
                 self.take(self.written())
                 self._measure([(bucket, run) for bucket in self._buckets for run in bucket.runs()])
@@ -612,25 +480,3 @@ class Engine:
         """Which gradients stand in the runs, without keeping them alive: each run's first, and its version."""
         gradients = [bucket.owners[run.first].grad for bucket, run in runs]
         return [(weakref.ref(gradient), gradient._version) for gradient in gradients if gradient is not None]
-
-
-def _numbers(tensor: Tensor) -> Array:
-    """The same memory as an array of numbers."""
-    return tensor.numpy() if on_host(tensor.device) else tensor
-
-
-def _real(p: Tensor) -> torch.dtype:
-    return p.dtype.to_real()
-
-
-@functools.lru_cache(1024)
-def _recordable(recipe: Recipe) -> bool:
-    """Whether a recipe has kernels; else its rule is called for each parameter."""
-    if not recipe.rule.elementwise:
-        return False
-    try:
-        for kind in ("update", "learn", "pull") if recipe.own else ("update",):
-            recipe.kernel(kind)
-    except UnrecordableError:
-        return False
-    return True

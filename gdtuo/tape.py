@@ -18,7 +18,7 @@ from torch import Tensor
 from .recording import Call, record, tensors_in
 from .straight import CannotTranslateError, StraightLine
 
-__all__ = ["Array", "Tape", "live", "on_host", "quiet", "translate"]
+__all__ = ["Array", "Tape", "live", "numbers_of", "on_host", "quiet", "translate"]
 
 T = TypeVar("T")
 Array: TypeAlias = Any  # np.ndarray on the CPU, torch.Tensor elsewhere: indexing and operators are the same
@@ -31,6 +31,11 @@ TENSORS = False
 def on_host(device: torch.device) -> bool:
     """Whether numbers for a device are NumPy's and Python's: they are where to read one is no synchronisation."""
     return device.type == "cpu" and not TENSORS
+
+
+def numbers_of(tensor: Tensor) -> Array:
+    """The same memory as an array of numbers."""
+    return tensor.numpy() if on_host(tensor.device) else tensor
 
 
 #: Inside it NumPy goes on with inf and NaN without a word, as torch does. Entered once a step: it costs as much as an operation.
