@@ -40,7 +40,7 @@ def auto(params: Any, bottom: type[L] = AdamW, **arguments: Any) -> L:  # type: 
 
     Raises:
         TypeError: if `bottom` is no class of levels.
-        ValueError: for `per="element"` and `learn_after`, with which the start would not be lowered; and where `bottom` does.
+        ValueError: for `per="element"`, with which the start would not be lowered; and where `bottom` does.
 
     References:
         Chandra et al., "Gradient Descent: The Ultimate Optimizer", NeurIPS 2022; the horizon answers Wu et al.,
@@ -58,9 +58,9 @@ def auto(params: Any, bottom: type[L] = AdamW, **arguments: Any) -> L:  # type: 
     """
     if not (isinstance(bottom, type) and issubclass(bottom, Level)):
         raise TypeError(f"auto got bottom={bottom!r}. Give a class of levels, as gdtuo.auto(params, gdtuo.SGD).")
-    if arguments.get("per") == "element" or arguments.get("learn_after"):
+    if arguments.get("per") == "element":
         raise ValueError(
-            f"{bottom.__name__} under auto starts where trust= allows, which per='element' and learn_after= leave out. Write the "
-            f"tower: gdtuo.{bottom.__name__}(params, lr=1e-3, optimizer=gdtuo.SGD(), ...)."
+            f"{bottom.__name__} under auto starts where trust= allows, which per='element' leaves out. Write the tower: "
+            f"gdtuo.{bottom.__name__}(params, lr=1e-3, optimizer=gdtuo.SGD(), ...)."
         )
     return bottom(params, **{"lr": START, "trust": TRUST, "optimizer": SGD(lr=STEP), **arguments})

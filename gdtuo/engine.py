@@ -351,12 +351,7 @@ class Engine:
             which groups take part: those that had any, and, if `first`, those that have never been updated.
         """
         assert self.ladder is not None
-        if self._collective is not None:
-            self._collective.clear()
-        else:
-            self._tables[()][:, : self.ladder.sums.shape[1]] = 0.0  # behind them stands what the ladder is to take up
-        if self.ladder.products is not None:
-            self.ladder.products.zero_()  # of parameters that have no gradient now
+        self._clear()
         active = [False] * len(self.groups)
         for bucket, run in runs:
             if run.pending:
@@ -373,15 +368,29 @@ class Engine:
                     active[g] = active[g] or not self._stepped[g]
         return active if self._collective is None else self._collective.add_up(active)
 
+    def _clear(self) -> None:
+        """Nothing has been pulled back."""
+        assert self.ladder is not None
+        if self._collective is not None:
+            self._collective.clear()
+        else:
+            self._tables[()][:, : self.ladder.sums.shape[1]] = 0.0  # behind them stands what the ladder is to take up
+        if self.ladder.products is not None:
+            self.ladder.products.zero_()  # of parameters that have no gradient now
+
     def _measure(self, runs: Runs) -> None:
         self._measuring.add(runs, self._tables, self._values)
 
     def measure(self) -> None:
-        """Let the ladder know the lengths of weights that have never been measured, for a step that is a tensor program."""
-        if self.ladder is not None and self._measuring and self.learning and not self.traced.is_captured:
+        """As a step does that is a tensor program: before its first update, which may be in it."""
+        if self._measuring and not self.traced.is_captured:
             with quiet():
                 self.take(self.written())
-                self._measure([(bucket, run) for bucket in self._buckets for run in bucket.runs()])
+                runs = [(bucket, run) for bucket in self._buckets for run in bucket.runs()]
+                if self.learning and self.due(int(self.steps[0]) + 1):
+                    self._measure(runs)
+                else:
+                    self._measure_alone(runs)
 
     def step(self, runs: Runs) -> None:
         """Learn, if this step is one that does, and move the weights."""
@@ -390,14 +399,27 @@ class Engine:
                 self.traced.step(self)
             return
         self._steps += 1
-        if self.learning:
-            if self.due(int(self._steps[0])):
-                self.learn(runs, first=True)
-            else:
+        if self.learning and self.due(int(self._steps[0])):
+            self.learn(runs, first=True)
+        else:
+            if self.learning:
                 self._consumed = self._marks(runs)
-                if self._collective is None:  # else they travel with the sums of the first step that learns
-                    self._measure(runs)
+            if self._measuring and self._collective is None:  # else lengths travel with the sums of the first step that learns
+                with quiet():
+                    self._measure_alone(runs)
         self.update(runs)
+
+    def _measure_alone(self, runs: Runs) -> None:
+        """Measure in a step that learns nothing, and keep to a limit that somebody has set."""
+        assert self.ladder is not None
+        limited = self._bottom.options.trust is not None
+        if not (self.learning or limited):
+            return
+        self._measure(runs)
+        groups = self._measuring.take() if limited else ()
+        if groups:
+            self._clear()
+            self.ladder.limit([g in groups for g in range(len(self.groups))])
 
     def due(self, step: Any) -> Any:
         """Whether the step of this number learns; a truth value, or a tensor of one."""

@@ -267,13 +267,33 @@ class Ladder:
         Args:
             active: which groups take part.
         """
+        self._set_active(active)
+        self._play(Ladder._stepped)
+
+    def limit(self, active: Sequence[bool]) -> None:
+        """Lower learning rates to their limits, with what `lengths` hold.
+
+        Args:
+            active: which groups take part.
+        """
+        self._set_active(active)
+        self._play(Ladder._only_limited)
+
+    def _set_active(self, active: Sequence[bool] | Tensor) -> None:
         if isinstance(active, Tensor):  # known on the device alone
             self._active = None
             self.active.copy_(active)
         elif active != self._active:
             self._active = list(active)
             self.active.copy_(torch.tensor(self._active, device="cpu"))
-        self._play(Ladder._stepped)
+
+    def _only_limited(self) -> None:
+        mine = self.active[self.row_group[0]].unsqueeze(1)
+        shift, lengths = self.store["L0/shift"], self.store["L0/lengths"]
+        before = lengths.clone()
+        self._move(0, torch.where(mine, self._limited(shift), shift))
+        lengths.copy_(torch.where(mine, lengths, before))
+        self._evaluate(self.learned[0].project(shift))
 
     def _stepped(self) -> None:
         store, snapshot = self.store, self.store.flat.clone()

@@ -71,7 +71,6 @@ def test_every_bottom_finds_its_rate_in_any_units(bottom, scale):
         (("sgd",), {}, TypeError, r"gdtuo\.auto\(params, gdtuo\.SGD\)"),
         ((gdtuo.SGD(),), {}, TypeError, "a class"),
         ((gdtuo.SGD,), {"per": "element"}, ValueError, r"gdtuo\.SGD\(params, lr=1e-3"),
-        ((), {"learn_after": 5}, ValueError, "Write the tower"),
         ((), {"learn": "betas"}, ValueError, "Name it in learn="),
     ],
 )

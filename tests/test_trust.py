@@ -158,14 +158,35 @@ def test_waiting_for_a_gradient_changes_nothing(capturable):
     torch.testing.assert_close(w, v, rtol=1e-12, atol=0)
 
 
-def test_steps_that_do_not_learn_are_not_limited():
-    """`learn_after` asks for what is written; from the first step that learns on the limit holds."""
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize("waits", [{"learn_after": 2}, {"learning": False}])
+@pytest.mark.parametrize("trust", [None, 1e-3])
+def test_steps_that_do_not_learn(trust, waits, capturable):
+    """They ask for what is written, but for a limit that is written, too, which their first keeps to."""
     params = weights()
-    optimizer = gdtuo.SGD(params, lr=0.5, trust=1e-3, learn_after=2, optimizer=gdtuo.SGD())
-    allowed = limit(params, 1e-3)
-    ways = [length(step(params, optimizer, seed)) for seed in range(4)]
-    assert min(ways[:2]) > 100 * allowed
-    assert max(ways[2:]) < 5 * allowed  # the weights have gone a way meanwhile
+    options = {"learn_after": waits.get("learn_after", 0), "capturable": capturable, "optimizer": gdtuo.SGD()}
+    optimizer = gdtuo.SGD(params, lr=500.0, **options, **({} if trust is None else {"trust": trust}))
+    optimizer.learning = waits.get("learning", True)
+    allowed = limit(params, trust or gdtuo.blueprint.TRUST)
+    first = length(step(params, optimizer, 0))
+    rate = optimizer.hyperparameters()["L0/g0/lr"]
+    if trust is None:
+        assert first > 100 * allowed
+        assert rate == 500.0
+    else:
+        assert first == pytest.approx(allowed, rel=1e-9)
+    before = [p.detach().clone() for p in params]
+    for p, q in zip(params, before, strict=True):
+        p.grad = torch.full_like(p, 0.5)
+        q -= rate * p.grad
+    optimizer.step()
+    assert optimizer.hyperparameters()["L0/g0/lr"] == rate
+    for p, q in zip(params, before, strict=True):
+        torch.testing.assert_close(p.detach(), q, rtol=1e-12, atol=0.0)
+    optimizer.learning = True
+    for seed in (2, 3):
+        step(params, optimizer, seed)
+    assert optimizer.hyperparameters()["L0/g0/lr"] != rate
 
 
 def test_what_is_measured_is_saved():

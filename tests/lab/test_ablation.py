@@ -30,8 +30,15 @@ GRID = ["--tower", "adam/sgd", "--heights", "0:2", "--lr", "1e-4:1e-1:4", "--see
 SLOW = ["--task", "own_tasks:slow_blobs", *GRID]
 
 
+#: `python -m gdtuo`, and Ctrl-C is heard: a shell's background job ignores it, and so does whatever it starts.
+AS_A_MODULE = (
+    "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "runpy.run_module('gdtuo', run_name='__main__', alter_sys=True)"
+)
+
+
 def start(*arguments, **environment):
-    command = [sys.executable, "-m", "gdtuo", *map(str, arguments)]
+    command = [sys.executable, "-c", AS_A_MODULE, *map(str, arguments)]
     path = f"{HERE}{os.pathsep}{HERE.parent.parent}"
     return subprocess.Popen(
         command,
@@ -39,12 +46,7 @@ def start(*arguments, **environment):
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": path, **environment},
-        preexec_fn=_interruptible,
     )
-
-
-def _interruptible():
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job ignores it, and whatever it starts
 
 
 def table(path):
