@@ -2,63 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .blocks import BLOCK, Blocks, blocks_of
+from .blocks import BLOCK, blocks_of
 from .fused import ROW, Compiled, compiled
 from .kernel import Kernel
 from .layout import Run, numel, unflatten
+from .pieces import Piece, Prepared, cut
 from .recipes import Recipe
 from .segments import SegmentedBucket, Segments, here
 from .tape import Array, on_host
 
 __all__ = ["LargeBucket"]
 
-#: On the CPU parameters of at least so many weights are worked on where they stand; smaller ones are gathered first.
-DIRECT = 16384
-
 #: Elsewhere than on the CPU fewer calls matter more than caches: a block is so many times as long there.
 DEVICE_BLOCKS = 32
-
-
-@dataclass
-class Piece:
-    """Parameters of a run that are worked on together: one large one where it stands, or small ones gathered."""
-
-    first: int
-    last: int
-    start: int  # their place in the flat arrays
-    stop: int
-    segments: slice
-    lengths: list[int]  # of its part in each segment
-    direct: bool
-    flat: dict[str, Tensor] = field(default_factory=dict)  # what small ones are gathered into
-    shaped: dict[str, list[Tensor]] = field(default_factory=dict)  # its views in the parameters' shapes
-    prepared: dict[Kernel, Prepared] = field(default_factory=dict)
-
-    @property
-    def length(self) -> int:
-        """How many weights it has."""
-        return self.stop - self.start
-
-
-class Prepared(NamedTuple):
-    """A kernel over a piece, with all that stays from step to step."""
-
-    blocks: Blocks
-    gathered: list[str]  # input arrays that are gathered at each step
-    moving: list[tuple[int, str]]  # input arrays that are other memory at each step
-    rows: list[Tensor | None]  # the input arrays as far as a compiled kernel takes them, [rows, ROW]
-    compiled: int  # how many weights that are
-    cuts: list[tuple[int, int]]  # the blocks
-    places: list[list[Any]]  # each block's arrays and temporaries
-    parts: list[dict[int, Sequence[Array]]]  # of those in dot products, by segment
 
 
 class LargeBucket(SegmentedBucket):
@@ -90,32 +53,8 @@ class LargeBucket(SegmentedBucket):
         if pieces is None:
             if len(self._pieces) >= 64:  # gradients come and go in ever new patterns
                 self._pieces.clear()
-            pieces = self._pieces[run.first, run.last] = list(self._cut_pieces(run, segments.of))
+            pieces = self._pieces[run.first, run.last] = list(cut(self.params, self.offsets, run, segments.of, self._block))
         return pieces
-
-    def _cut_pieces(self, run: Run, segment: Sequence[int]) -> Iterable[Piece]:
-        first = run.first
-        while first < run.last:
-            last = first + 1
-            while not self._alone(first) and last < run.last and not self._alone(last) and self._joins(first, last, run, segment):
-                last += 1
-            inside = segment[first - run.first : last - run.first]
-            sizes = [numel(p) for p in self.params[first:last]]
-            lengths = [sum(n for n, s in zip(sizes, inside, strict=True) if s == t) for t in range(inside[0], inside[-1] + 1)]
-            segments = slice(inside[0], inside[-1] + 1)
-            yield Piece(first, last, self.offsets[first], self.offsets[last], segments, lengths, self._alone(first))
-            first = last
-
-    def _alone(self, i: int) -> bool:
-        p = self.params[i]
-        least = DIRECT if self.device.type == "cpu" else self._block  # elsewhere gathering costs less than a call
-        return p.numel() >= least and p.is_contiguous() and not p.is_complex()
-
-    def _joins(self, first: int, last: int, run: Run, segment: Sequence[int]) -> bool:
-        """Whether a parameter joins a piece: while it fits a block, and segments of a size are not mixed."""
-        size = self.offsets[last] - self.offsets[first]
-        mixes = segment[last - run.first] != segment[first - run.first]
-        return self.offsets[last + 1] - self.offsets[first] <= self._block and not (mixes and size >= DIRECT)
 
     # ---------------------------------------------------------------- arrays
 
@@ -207,7 +146,7 @@ class LargeBucket(SegmentedBucket):
             prepared = piece.prepared[kernel] = self._prepare(kernel, piece, whole)
         for name in prepared.gathered:
             self._gather(name, piece)
-        numbers, tensors = self._scalars(kernel, factors, piece.segments, piece.lengths)
+        numbers, tensors = self._factors.of(kernel, factors, piece.segments, piece.lengths)
         moving = [(i, self._current(name, piece), self._spread.get(name)) for i, name in prepared.moving]
         sums: Any = None
         if prepared.compiled:
@@ -323,7 +262,7 @@ class LargeBucket(SegmentedBucket):
             if kernel not in piece.prepared:
                 piece.prepared[kernel] = self._prepare(kernel, piece, False)
             prepared, steps = piece.prepared[kernel], self._step_views[piece.first : piece.last]
-            scalars = self._scalars(kernel, factors, piece.segments, piece.lengths)
+            scalars = self._factors.of(kernel, factors, piece.segments, piece.lengths)
             sizes = [numel(p) for p in self.params[piece.first : piece.last]]
             sums = [[0.0] * len(sizes)]
             for (weights, gradients, states), places, parts in self._native_blocks(piece, prepared):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .blocks import BLOCK, Workspace
+from .factors import Factors
 from .graphs import Graph, UncapturableError, capturable
 from .kernel import Kernel
 from .layout import Bucket, Run, flattened, unflatten
@@ -64,8 +65,6 @@ class SegmentedBucket(Bucket):
         self._segments: dict[tuple[int, int], Segments] = {}
         #: the numbers that each parameter group holds, in the order of `names`; on a device the effective ones stand there
         self.written: Sequence[Sequence[Number]] = ()
-        self._lengths_of: dict[tuple[int, ...], Tensor] = {}
-        self._parts_of: dict[tuple[int, ...], list[Array]] = {}
         self._listed: dict[tuple[int, int], dict[str, list[Tensor]]] = {}  # states as lists, by run
         self._kernels = {kind: self.recipe.kernel(kind) for kind in self.kinds(self.recipe)}
         kernels = self._kernels.values()
@@ -74,11 +73,8 @@ class SegmentedBucket(Bucket):
         #: where ⟨g, z⟩, |z|², |g|² and |Δ|² stand in a row of the table
         self.targets = [*own, *(count + i for i in own), 2 * count, 2 * count + 1]
         self._target_index = self._index(self.targets)
-        # factors as the operations take them, in the precision of their arithmetic: an array, and its elements
         dtype = torch.promote_types(self.recipe.dtype, torch.float32)
-        self._vectors = {id(kernel): torch.ones(len(kernel.factors.outputs), dtype=dtype, device="cpu") for kernel in kernels}
-        self._memory = {key: vector.numpy() for key, vector in self._vectors.items()}
-        self._elements = {key: list(vector.unbind(0)) for key, vector in self._vectors.items()}
+        self._factors = Factors(kernels, dtype, self.device, workspace)
 
     @staticmethod
     @abstractmethod
@@ -174,57 +170,6 @@ class SegmentedBucket(Bucket):
         if function not in segments.evaluators:
             segments.evaluators[function] = function.evaluator(len(segments.starts))
         return segments.evaluators[function](given)
-
-    def _scalars(
-        self, kernel: Kernel, factors: Any, part: slice, lengths: Sequence[int]
-    ) -> tuple[Sequence[Any], Sequence[Tensor]]:
-        """The factors of some segments as numbers and as tensors.
-
-        On a device both are tensors; a factor in which segments, of the given lengths, differ is an array in both.
-        """
-        key = id(kernel)
-        if isinstance(factors, (list, tuple)) or (len(lengths) == 1 and isinstance(factors, np.ndarray)):
-            memory = self._memory[key]
-            memory[:] = factors if isinstance(factors, (list, tuple)) else factors[:, part.start]
-            return memory.tolist(), self._elements[key]
-        chosen = torch.as_tensor(factors[:, part], device=self.device).to(self._vectors[key].dtype)
-        if len(lengths) == 1:
-            tensors = list(chosen[:, 0].unbind(0))
-            return tensors, tensors
-        if isinstance(factors, Tensor):
-            counts = self._counted(lengths)
-            tensors = list(chosen.repeat_interleave(counts, dim=1, output_size=sum(lengths)).unbind(0))
-            return tensors, tensors
-        # most are the same everywhere, and stay numbers; that of the change alone is applied later
-        first = chosen[:, 0]
-        differ = (chosen != chosen[:, :1]).any(1).tolist()
-        if kernel.change and kernel.change_alone:
-            differ[kernel.change[1]] = False
-        spread = [self._filled(i, row.tolist(), lengths, row.dtype) if differ[i] else None for i, row in enumerate(chosen)]
-        numbers = [n if row is None else row for n, row in zip(first.tolist(), spread, strict=True)]
-        return numbers, [n if row is None else row for n, row in zip(first.unbind(0), spread, strict=True)]
-
-    def _filled(self, i: int, numbers: Sequence[float], lengths: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """The i-th factor as an array with a number for each stretch, in memory of the workspace."""
-        flat = self._workspace.get(("factor", i), sum(lengths), dtype, self.device)
-        key = (i, *lengths)
-        parts = self._parts_of.get(key)
-        if parts is None or parts[0].ctypes.data != flat.data_ptr():
-            if len(self._parts_of) >= 64:
-                self._parts_of.clear()
-            parts = self._parts_of[key] = [part.numpy() for part in flat.split(lengths)]
-        for part, number in zip(parts, numbers, strict=True):
-            part.fill(number)
-        return flat
-
-    def _counted(self, lengths: Sequence[int]) -> Tensor:
-        """As a tensor on the device, sent there once."""
-        key = tuple(lengths)
-        if key not in self._lengths_of:
-            if len(self._lengths_of) >= 64:
-                self._lengths_of.clear()
-            self._lengths_of[key] = torch.tensor(lengths, device=self.device)
-        return self._lengths_of[key]
 
     def _add(self, table: Array, kernel: Kernel, segments: Segments, given: Any, dots: Any, moved: Array | None = None) -> None:
         """Add a run's sums to the table.

@@ -139,7 +139,7 @@ class SmallBucket(SegmentedBucket):
         self._gather_gradient(run)
         if not kept and kernel.operations:
             factors = self._evaluate(kernel.factors, segments, given)
-            plan.blocks.run(plan.places, *self._scalars(kernel, factors, slice(0, len(lengths)), lengths))
+            plan.blocks.run(plan.places, *self._factors.of(kernel, factors, slice(0, len(lengths)), lengths))
         dots = plan.blocks.dots(plan.places, lengths, plan.parts)
         if isinstance(given, list):
             dots = [some[0] for some in dots]
@@ -157,7 +157,7 @@ class SmallBucket(SegmentedBucket):
         lengths, kernel, plan = self._lengths(run, segments), self._kernels[kind], self._plan(run, kind)
         given = self._given(kernel, run, segments, rows)
         factors = self._evaluate(kernel.factors, segments, given)
-        numbers, tensors = self._scalars(kernel, factors, slice(0, len(lengths)), lengths)
+        numbers, tensors = self._factors.of(kernel, factors, slice(0, len(lengths)), lengths)
         if "gradient" in kernel.inputs:
             self._gather_gradient(run)
         plan.blocks.run(plan.places, numbers, tensors)
@@ -176,7 +176,7 @@ class SmallBucket(SegmentedBucket):
         assert plan.blocks.change is not None
         place = kernel.change[1]
         if isinstance(factors, np.ndarray) and kernel.change_alone:
-            each = factors[place].astype(self._memory[id(kernel)].dtype).tolist()
+            each = self._factors.rounded(factors[place])
             scales = [each[t] for t in segments.of]
             if plan.disposable:
                 torch._foreach_mul_(plan.change, scales)

@@ -18,7 +18,7 @@ from gdtuo.whole import WholeBucket
 F64 = torch.float64
 SHAPES = [[(3,), (5, 4), (), (130,), (2, 3, 7)], [(17,), (20, 10), (1,)]]
 
-#: gdtuo.small.LARGEST, gdtuo.large.BLOCK, gdtuo.large.DIRECT
+#: gdtuo.small.LARGEST, gdtuo.large.BLOCK, gdtuo.pieces.DIRECT
 LAYOUTS = {
     "small": (10**6, 10**6, 10**6),
     "one block": (0, 10**6, 10**6),
@@ -35,7 +35,7 @@ def laid_out(monkeypatch) -> Callable[[str], None]:
         small, block, direct = LAYOUTS[layout]
         monkeypatch.setattr("gdtuo.small.LARGEST", small)
         monkeypatch.setattr("gdtuo.large.BLOCK", block)
-        monkeypatch.setattr("gdtuo.large.DIRECT", direct)
+        monkeypatch.setattr("gdtuo.pieces.DIRECT", direct)
 
     return choose
 

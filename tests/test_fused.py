@@ -33,7 +33,7 @@ def _tiny(monkeypatch):
     monkeypatch.setattr("gdtuo.fused.ROW", 64)
     monkeypatch.setattr("gdtuo.large.ROW", 64)
     monkeypatch.setattr("gdtuo.large.BLOCK", 256)
-    monkeypatch.setattr("gdtuo.large.DIRECT", 64)
+    monkeypatch.setattr("gdtuo.pieces.DIRECT", 64)
 
 
 @pytest.fixture
