@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ class Segments:
     heads: Any  # [T] each one's first parameter in the bucket
     starts: list[int]  # [T] the same in the run
     of: list[int]  # [parameters] the segment that each belongs to
+    lengths: list[int]  # [T] how many weights each has
     of_each: Tensor  # the same on the device
     evaluators: dict[Function, Any] = field(default_factory=dict)
 
@@ -136,6 +138,7 @@ class SegmentedBucket(Bucket):
             self._index([run.first + i for i in starts]),
             starts,
             of,
+            [self.offsets[run.first + b] - self.offsets[run.first + a] for a, b in pairwise([*starts, len(places)])],
             torch.tensor(of, device=self.device),
         )
 

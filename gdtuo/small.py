@@ -36,6 +36,7 @@ class Plan:
     places: list[Tensor]  # the kernel's arrays and temporaries
     change: list[Tensor]  # views of what is added to the parameters, in their shapes
     disposable: bool  # whether nobody else looks at it
+    sizes: list[int]  # of the parameters
     parts: dict[int, Sequence[Array]] = field(default_factory=dict)  # of the arrays in dot products, by segment
 
 
@@ -103,7 +104,7 @@ class SmallBucket(SegmentedBucket):
         change = self._shapes(kind, places[blocks.change], run) if blocks.change is not None else []
         kept = kind == "compact" and not self.recipe.traced
         disposable = not kept and blocks.change is not None and blocks.change >= len(kernel.inputs)
-        plan = self._plans[run.first, run.last, kind] = Plan(blocks, places, change, disposable)
+        plan = self._plans[run.first, run.last, kind] = Plan(blocks, places, change, disposable, [numel(p) for p in run.params])
         return plan
 
     def _gather(self, name: str, run: Run) -> None:
@@ -119,20 +120,10 @@ class SmallBucket(SegmentedBucket):
             self._gather("gradient", run)
             self._gathered = now
 
-    def _lengths(self, run: Run, segments: Segments) -> list[int]:
-        """Of the segments."""
-        if segments.single:
-            return [self.offsets[run.last] - self.offsets[run.first]]
-        ends = [*segments.starts[1:], run.last - run.first]
-        return [
-            self.offsets[run.first + end] - self.offsets[run.first + start]
-            for start, end in zip(segments.starts, ends, strict=True)
-        ]
-
     def pull(self, run: Run, table: Array, products: Tensor | None) -> None:
         assert self.last is not None
         segments = self._segments_of(run)
-        lengths = self._lengths(run, segments)
+        lengths = segments.lengths
         kept = self._tangents_of.get((run.first, run.last)) == run.pending
         kernel, plan = self._kernels["compact" if kept else "pull"], self._plan(run, "compact" if kept else "pull")
         given = self._given(kernel, run, segments, here(self.last[segments.leads], self.device))
@@ -154,7 +145,7 @@ class SmallBucket(SegmentedBucket):
         native = traced and self._native(run, segments, rows, learn)
         if native:
             kind = "trace"
-        lengths, kernel, plan = self._lengths(run, segments), self._kernels[kind], self._plan(run, kind)
+        lengths, kernel, plan = segments.lengths, self._kernels[kind], self._plan(run, kind)
         given = self._given(kernel, run, segments, rows)
         factors = self._evaluate(kernel.factors, segments, given)
         numbers, tensors = self._factors.of(kernel, factors, slice(0, len(lengths)), lengths)
@@ -162,7 +153,7 @@ class SmallBucket(SegmentedBucket):
             self._gather_gradient(run)
         plan.blocks.run(plan.places, numbers, tensors)
         if traced and kernel.dots:
-            (dots,) = plan.blocks.dots(plan.places, [numel(p) for p in run.params], plan.parts)
+            (dots,) = plan.blocks.dots(plan.places, plan.sizes, plan.parts)
             self._keep_moved(kernel, segments, given, [dots])
         if not native:
             self._move(run, segments, kernel, plan, factors, numbers)
