@@ -303,7 +303,7 @@ def _parts(array: Tensor, lengths: Sequence[int], host: bool) -> Sequence[Array]
     """Its stretches; numbers of 16 bits would be summed in 16 bits."""
     wide = array if array.dtype.itemsize > 2 else array.float()
     parts = (wide,) if len(lengths) == 1 else wide.split(lengths)
-    return [x.numpy() if host and x.numel() <= SHORT else x for x in parts]
+    return [x.numpy() if host and type(x) is Tensor and x.numel() <= SHORT else x for x in parts]
 
 
 @functools.lru_cache(1024)

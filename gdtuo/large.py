@@ -249,10 +249,8 @@ class LargeBucket(SegmentedBucket):
         kernel = self._kernels.get("trace")
         if kernel is None or not isinstance(rows, np.ndarray) or (self._fused and Compiled.usable):
             return False  # a compiled kernel does all in one pass
-        hyper, pieces = (
-            self._given_to_native(run, segments, rows, self.gradients(run.first, run.last)),
-            self._pieces_of(run, segments),
-        )
+        hyper = self._given_to_native(run, segments, rows, self.gradients(run.first, run.last))
+        pieces = self._pieces_of(run, segments)
         if hyper is None or any(piece.length > self._block and not piece.direct for piece in pieces):
             return False
         given = self._given(kernel, run, segments, rows)

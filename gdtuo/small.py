@@ -2,7 +2,8 @@
 
 They are gathered, updated with few calls, and what the update made of them is kept: the tangents of the last update stand
 in memory of the bucket's own and its pull-back is dot products alone. That memory is no state: after
-loading, tangents come from the state, to the same bits.
+loading, tangents come from the state, to the same bits. Traces of many updates are state; they follow from what an update has
+left, so that a kernel of torch may do it.
 """
 
 from __future__ import annotations
@@ -89,6 +90,7 @@ class SmallBucket(SegmentedBucket):
             self._shaped.clear()
         kernel = self._kernels[kind]
         blocks = blocks_of(kernel, kept=True)
+        kept = kind == "compact" and not self.recipe.traced  # for the pull-back
         start, stop = self.offsets[run.first], self.offsets[run.last]
         places = []
         for name, dtype in zip(kernel.inputs, kernel.dtypes, strict=False):
@@ -97,12 +99,11 @@ class SmallBucket(SegmentedBucket):
             else:
                 places.append(self.arrays[name][start:stop])
         for i, dtype in enumerate(blocks.temporaries):
-            own = i in blocks.kept and kind == "compact"
+            own = kept and i in blocks.kept
             places.append(
                 self._memory_of((kind, i), run, dtype) if own else self._workspace.get(i, stop - start, dtype, self.device)
             )
         change = self._shapes(kind, places[blocks.change], run) if blocks.change is not None else []
-        kept = kind == "compact" and not self.recipe.traced
         disposable = not kept and blocks.change is not None and blocks.change >= len(kernel.inputs)
         plan = self._plans[run.first, run.last, kind] = Plan(blocks, places, change, disposable, [numel(p) for p in run.params])
         return plan

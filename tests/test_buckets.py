@@ -258,22 +258,24 @@ FORMATS = {
 }
 
 
+@pytest.mark.parametrize("horizon", [1, 3])
 @pytest.mark.parametrize("per", ["group", "tensor", "element"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("form", FORMATS)
-def test_memory_formats(form, layout, per, laid_out):
+def test_memory_formats(form, layout, per, horizon, laid_out):
     laid_out(layout)
-    level, settings, learn = RULES["adam"]
+    level, settings, learn = RULES["adamw"]
     plain, formed = matched(FORMATS[form])
     assert not any(p.is_contiguous() for group in formed for p in group)
-    expected = train(level, settings, 6, plain, learn=learn, per=per)
-    same(train(level, settings, 6, formed, learn=learn, per=per), expected)
+    options = {"learn": learn, "per": per, "horizon": horizon}
+    expected = train(level, settings, 6, plain, **options)
+    same(train(level, settings, 6, formed, **options), expected)
 
     def format_of_its_own(flat, t):
         return [FORMATS[form](x) for x in gradients(flat, t)]
 
     again = [[torch.nn.Parameter(p.detach().clone()) for p in group] for group in matched(FORMATS[form])[0]]
-    same(train(level, settings, 6, again, format_of_its_own, learn=learn, per=per), expected)
+    same(train(level, settings, 6, again, format_of_its_own, **options), expected)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
