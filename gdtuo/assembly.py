@@ -115,10 +115,11 @@ class Assembly(NamedTuple):
             raise TypeError(
                 f"{type(rule).__name__} has a switch that cannot be hashed: {error}. Give a tuple, not a list."
             ) from error
-        # a hyperparameter that this group does not have cannot be learned here; its column stays 0
-        own = tuple(name for name in self.learned if name in present and blueprint.learns(name, group))
-        closed_form = blueprint.closed_form(self.learned)
         spread = options.per == "element"
+        # A hyperparameter that this group does not have cannot be learned here; its column stays 0. One that it has stopped
+        # to learn has a number for each weight all the same, if it had.
+        own = tuple(name for name in self.learned if name in present and (spread or blueprint.learns(name, group)))
+        closed_form = blueprint.closed_form(self.learned)
         # Tangents are kept where they accumulate, where no closed form can rebuild them from the state, and
         # where the values to rebuild them with would take as much memory.
         horizon, limited = blueprint.horizon(self.learned), blueprint.trust(self.learned) < torch.inf

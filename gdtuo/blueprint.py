@@ -19,7 +19,7 @@ __all__ = ["Blueprint"]
 UPPER_LR_MAXIMUM = 0.2
 
 
-#: Defaults of the weights' level with "cosine"; docs/robust-default.md says how they were found.
+#: Defaults of the weights' level where "lr" alone is learned with "cosine"; docs/robust-default.md says how they were found.
 HORIZON, TRUST = 100, 0.15
 
 
@@ -63,10 +63,9 @@ class Blueprint:
             return dataclasses.replace(domain, maximum=min(domain.maximum, UPPER_LR_MAXIMUM))
         return domain
 
-    def horizon(self, learned: Iterable[str]) -> int:
+    def horizon(self, learned: Collection[str]) -> int:
         """Over how many updates the effect of what is learned is accumulated."""
-        long = not self.height and self.options.hypergradient == "cosine" and tuple(learned) == ("lr",)
-        return self.options.horizon or (HORIZON if long else 1)
+        return self.options.horizon or (HORIZON if self._usual(learned) else 1)
 
     def trust(self, learned: Collection[str]) -> float:
         """By how much of the weights' length an update may move them, if `learned` is; inf for no limit."""
@@ -74,8 +73,12 @@ class Blueprint:
             return math.inf
         if self.options.trust is not None:
             return self.options.trust
-        able = self.options.hypergradient == "cosine" and not self.options.obstacle(self.schema, learned)
-        return TRUST if able else math.inf
+        return TRUST if self._usual(learned) else math.inf
+
+    def _usual(self, learned: Collection[str]) -> bool:
+        """Whether the weights' learning rate alone is learned, and as it comes: what the defaults were found for."""
+        usual = not self.height and self.options.hypergradient == "cosine" and tuple(learned) == ("lr",)
+        return usual and not self.options.obstacle(self.schema, learned)
 
     def closed_form(self, learned: Iterable[str]) -> bool:
         """Whether the rule's own closed form differentiates its updates."""

@@ -24,6 +24,7 @@ from .segments import SegmentedBucket
 from .sharding import Ranks
 from .tape import Array, numbers_of, quiet
 from .traced import Traced
+from .trust import Lengths
 
 __all__ = ["Engine"]
 
@@ -114,7 +115,7 @@ class Engine:
         if self.ladder is not None:
             table, sharded = self.ladder.table, self._bottom.options.sharded
             self._tables, self._collective = tables_of(self._buckets, table, len(groups), sharded)
-            lengths = self.ladder.store["L0/lengths"][:, 0].tolist() if self.ladder.plans[0].limited else ()
+            lengths = Lengths.of_table(self.ladder.store["L0/lengths"]).gradient.tolist() if self.ladder.plans[0].limited else ()
             self._measuring = Measuring(lengths, self._collective is not None)
         # the number of the current update; parameters that were updated together share it
         self._tick = max((int(bucket.pending.max()) for bucket in self._buckets), default=0)
@@ -383,12 +384,13 @@ class Engine:
 
     def measure(self) -> None:
         """As a step does that is a tensor program: before its first update, which may be in it."""
-        if self._measuring and not self.traced.is_captured:
+        if self._measuring and self.ladder is not None and not self.traced.is_captured:
             with quiet():
                 self.take(self.written())
                 runs = [(bucket, run) for bucket in self._buckets for run in bucket.runs()]
                 if self.learning and self.due(int(self.steps[0]) + 1):
                     self._measure(runs)
+                    self._measuring.take()  # the program looks for them itself
                 else:
                     self._measure_alone(runs)
 
@@ -404,22 +406,26 @@ class Engine:
         else:
             if self.learning:
                 self._consumed = self._marks(runs)
-            if self._measuring and self._collective is None:  # else lengths travel with the sums of the first step that learns
+            if (self._limited or self._measuring) and self._collective is None:  # else lengths travel with later sums
                 with quiet():
                     self._measure_alone(runs)
         self.update(runs)
 
+    @property
+    def _limited(self) -> bool:
+        """Whether somebody has set a limit."""
+        return self._bottom.options.trust is not None and self.ladder is not None and self.ladder.plans[0].limited
+
     def _measure_alone(self, runs: Runs) -> None:
         """Measure in a step that learns nothing, and keep to a limit that somebody has set."""
         assert self.ladder is not None
-        limited = self._bottom.options.trust is not None
-        if not (self.learning or limited):
+        if not (self.learning or self._limited):
             return
         self._measure(runs)
-        groups = self._measuring.take() if limited else ()
-        if groups:
+        if self._limited:
+            self._measuring.take()
             self._clear()
-            self.ladder.limit([g in groups for g in range(len(self.groups))])
+            self.ladder.limit()
 
     def due(self, step: Any) -> Any:
         """Whether the step of this number learns; a truth value, or a tensor of one."""
@@ -486,7 +492,7 @@ class Engine:
             return []
         runs = self.runs()
         shown = [self.ladder.store[f"L{k}/hypergradient"] for k in range(len(self.ladder.learned))]
-        stale = self.traced.consumed() or (not self.capturable and self._marks(runs) == self._consumed)
+        stale = self.traced.consumed() or (not self.capturable and self._are_consumed(runs))
         if not self.learning or (stale and self._collective is None):
             return shown
         with quiet():  # where ranks share parameters all of them take part, whatever each has
@@ -496,6 +502,12 @@ class Engine:
         mask = torch.as_tensor(active, device=gradient.device)
         rows = [mask[rows].unsqueeze(1) for rows in self.ladder.row_group]
         return [torch.where(rows[k], new, old) for k, (new, old) in enumerate(zip(fresh, shown, strict=True))]
+
+    def _are_consumed(self, runs: Runs) -> bool:
+        """Whether the last step used these gradients."""
+        pairs = list(zip(self._marks(runs), self._consumed, strict=False))
+        same = all(a() is b() and a() is not None and version == known for (a, version), (b, known) in pairs)
+        return same and len(pairs) == len(runs) == len(self._consumed)
 
     @staticmethod
     def _marks(runs: Runs) -> list[Any]:

@@ -92,7 +92,7 @@ class Ladder:
                 shapes |= {f"L{k}/state/{name}": Shape(rows, (below,)) for name in self.state_names[k]}
                 shapes[f"L{k}/step"] = Shape([1] * self.groups, (1,))
             else:
-                shapes["L0/last"] = Shape(params, (len(plan.present) + len(self.learned[0].names) + 1,))
+                shapes["L0/last"] = Shape(params, (len(plan.present) + len(self.learned[0].names) + 1,), lasting=False)
             if k < len(self.learned):
                 here = len(self.learned[k].names)
                 for name in ("shift", "slope", "hypergradient"):
@@ -270,13 +270,9 @@ class Ladder:
         self._set_active(active)
         self._play(Ladder._stepped)
 
-    def limit(self, active: Sequence[bool]) -> None:
-        """Lower learning rates to their limits, with what `lengths` hold.
-
-        Args:
-            active: which groups take part.
-        """
-        self._set_active(active)
+    def limit(self) -> None:
+        """Lower learning rates to their limits, with what `lengths` hold or have held."""
+        self._set_active([True] * self.groups)
         self._play(Ladder._only_limited)
 
     def _set_active(self, active: Sequence[bool] | Tensor) -> None:
@@ -288,12 +284,8 @@ class Ladder:
             self.active.copy_(torch.tensor(self._active, device="cpu"))
 
     def _only_limited(self) -> None:
-        mine = self.active[self.row_group[0]].unsqueeze(1)
-        shift, lengths = self.store["L0/shift"], self.store["L0/lengths"]
-        before = lengths.clone()
-        self._move(0, torch.where(mine, self._limited(shift), shift))
-        lengths.copy_(torch.where(mine, lengths, before))
-        self._evaluate(self.learned[0].project(shift))
+        self._move(0, self._limited(self.store["L0/shift"]))
+        self._evaluate(self.learned[0].project(self.store["L0/shift"]))
 
     def _stepped(self) -> None:
         store, snapshot = self.store, self.store.flat.clone()

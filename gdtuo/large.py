@@ -289,10 +289,12 @@ class LargeBucket(SegmentedBucket):
             states = {name: [array[piece.start + start : piece.start + stop]] for name, array in self.arrays.items()}
             for i, name in prepared.moving:
                 places[i] = g if name == "gradient" else self._workspace.get(name, stop - start, w.dtype, self.device).copy_(w)
-            yield ([w], [g], states), places, parts
-            for i, _ in prepared.moving:
-                places[i] = None  # a gradient that the user drops is to be freed
-                parts.pop(i, None)
+            try:
+                yield ([w], [g], states), places, parts
+            finally:
+                for i, _ in prepared.moving:
+                    places[i] = None  # a gradient that the user drops is to be freed
+                    parts.pop(i, None)
 
 
 def _added(a: Any, b: Any) -> Any:

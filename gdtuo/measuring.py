@@ -18,7 +18,7 @@ class Measuring:
     """Rows of hyperparameters whose weights are measured before their first update.
 
     Args:
-        lengths: the squares of the lengths of the weights that each row governs, as far as they are known; 0 where not.
+        lengths: the squares of the lengths of the gradients that each row's weights were measured with, 0 where they were not.
         shared: whether tables are added up over ranks.
     """
 

@@ -41,12 +41,13 @@ class Learning(TypedDict, total=False):
         for what they must remember. `hyperstep` learns whenever it is called. Default: 1.
     horizon: over how many updates the effect of a hyperparameter is accumulated, Z ← (1 - 1/N) Z + ∂w/∂shift. The last
         update alone, 1, prefers learning rates that are too small. It takes an array of the weights' size for each name that
-        is learned. Default: 100 for the weights' level with "cosine" if "lr" alone is learned; else 1.
+        is learned. Default: 100 for the weights' level if "lr" alone is learned, by "cosine", in a `Positive` domain, per "group"
+        or "tensor"; else 1.
     trust: by how much of the weights' length one update may move them before the learned learning rate is lowered, as
         LARS's trust coefficient: lr <= trust |w| / |d|, d the update at a learning rate of 1. So a start that is too high is
         mended before the first update. See `gdtuo.trust` for how |w| and |d| are known. For the weights' level, in (0, inf];
         inf is no limit. Steps that do not learn take what is written; only if you set a limit, the first update keeps to it even
-        so. Default: 0.15 with "cosine" where "lr" is learned, in a `Positive` domain, per "group" or "tensor"; else inf.
+        so. Default: 0.15 where the horizon is 100 by default; else inf.
     sharded: whether each rank of a distributed training has plain tensors of its own, as under FSDP1 and
         ZeroRedundancyOptimizer: True, or the process group over which they are spread. Sums are then added up over the
         ranks, one small message a step. Not needed for DistributedDataParallel, whose ranks have the same tensors, nor for

@@ -315,11 +315,9 @@ class SegmentedBucket(Bucket):
         None where no kernel of torch can do the update.
         """
         wide = self.recipe.dtype.itemsize > 2  # torch 2.13's fused SGD is wrong in bfloat16
-        if not wide or not self.recipe.native or not segments.single:
+        if not wide or not self.recipe.native or self.recipe.spread or not segments.single:
             return None
-        if not all(
-            p.is_contiguous() and g.is_contiguous() and not p.is_complex() for p, g in zip(run.params, gradients, strict=True)
-        ):
+        if not all(map(_plain, run.params, gradients)):
             return None
         if isinstance(rows, np.ndarray):
             row = rows[0].tolist()
@@ -336,6 +334,12 @@ class SegmentedBucket(Bucket):
         """Keep the values and slopes that an update used."""
         assert self.last is not None
         self.last[segments.indices, :-1] = like(rows if segments.single else rows[segments.segment], self.last)
+
+
+def _plain(p: Tensor, gradient: Tensor) -> bool:
+    """Whether a kernel of torch takes a parameter and its gradient as they are."""
+    alike = gradient.dtype is p.dtype and not gradient.is_neg() and not p.is_complex()
+    return alike and p.is_contiguous() and gradient.is_contiguous()
 
 
 def _captured(function: Function, like: Tensor) -> Callable[[Tensor], Tensor]:

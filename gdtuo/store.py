@@ -16,6 +16,7 @@ class Shape(NamedTuple):
 
     rows: Sequence[int]
     row: tuple[int, ...]
+    lasting: bool = True  # or it is of the last update, and says nothing of the next if it is not finite
 
 
 class Store:
@@ -33,6 +34,8 @@ class Store:
         parts = self.flat.split(sizes)
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
         self._places = {name: (start, size) for name, start, size in zip(shapes, starts, sizes, strict=True)}
+        # those come first
+        self._first = sum(size for size, shape in zip(sizes, shapes.values(), strict=True) if not shape.lasting)
         self._divided = False
         self._parts: dict[str, Tensor] = {}
         self._views = {name: part.view(-1, *shape.row) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
@@ -82,8 +85,9 @@ class Store:
         self.flat.copy_(torch.where(kept if len(kept) == 1 else kept[self.group_of], snapshot, self.flat))
 
     def finite(self, count: int) -> Tensor:
-        """[G] whether every number of a group is finite."""
-        lost = self.flat - self.flat  # 0, or NaN where a number is not finite
+        """[G] whether every lasting number of a group is finite."""
+        flat = self.flat[self._first :]
+        lost = flat - flat  # 0, or NaN where a number is not finite
         if count == 1:
             return lost.sum(0, keepdim=True) == 0
-        return lost.new_zeros(count).index_add_(0, self.group_of, lost) == 0
+        return lost.new_zeros(count).index_add_(0, self.group_of[self._first :], lost) == 0

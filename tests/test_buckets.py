@@ -498,3 +498,42 @@ def test_huge_and_tiny_numbers(rule, layout, kind, lr, size, skips, laid_out):
         assert optimizer.skipped > 0
     if not skips:
         assert optimizer.skipped == 0
+
+
+# ---------------------------------------------------------------- what torch's own kernels refuse
+
+
+@pytest.mark.parametrize("layout", ["small", "direct pieces"])
+@pytest.mark.parametrize("horizon", [1, 3])
+def test_a_momentum_of_zero(horizon, layout, laid_out):
+    """A tensor that is written through 0; torch's fused kernel would raise."""
+    laid_out(layout)
+    ours, theirs = parameters([[(130,), (3,)]])[0], parameters([[(130,), (3,)]])[0]
+    momentum = torch.tensor(0.5, dtype=F64)
+    optimizer = gdtuo.SGD(ours, lr=0.05, momentum=momentum, horizon=horizon, trust=float("inf"), optimizer=gdtuo.SGD(lr=0.0))
+    buffers = [torch.zeros_like(p) for p in theirs]
+    for t, value in enumerate((0.5, 0.0, 0.0, 0.5)):
+        momentum.fill_(value)
+        for p, q, buffer, gradient in zip(ours, theirs, buffers, gradients(ours, t), strict=True):
+            p.grad = gradient
+            buffer.mul_(value).add_(gradient)
+            q.data -= 0.05 * buffer
+        optimizer.step()
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("horizon", [1, 3])
+def test_gradients_that_only_look_plain(horizon):
+    """Negated ones whose numbers are those of another tensor, and, with an eps that float32 does not have, dead weights."""
+    p, q = (torch.nn.Parameter(torch.ones(5)) for _ in range(2))
+    one, two = (gdtuo.Adam([w], lr=0.1, eps=1e-50, horizon=horizon, optimizer=gdtuo.SGD()) for w in (p, q))
+    for t in range(3):
+        number = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0]) * (1 + t)
+        p.grad, q.grad = torch.complex(number, -number).conj().imag, number
+        assert p.grad.is_neg()
+        one.step()
+        two.step()
+    assert torch.equal(p, q)
+    assert p[0] == 1.0
+    assert one.hyperparameters() == two.hyperparameters()

@@ -419,3 +419,40 @@ def test_item_22_random_absent_and_bad_gradients(seed, set_to_none):
             assert found[f"L0/g{group}/lr"] == pytest.approx(0.1 * math.exp(shift[group]), rel=1e-10)
         assert all(math.isfinite(value) for value in found.values())
     assert optimizer.skipped == skipped > 3
+
+
+@pytest.mark.parametrize("learn", [None, (), ("momentum",)])
+@pytest.mark.parametrize("horizon", [1, 3])
+def test_each_weight_keeps_its_own_rate(horizon, learn):
+    """When learning stops, or a group's `learn` is narrowed, torch's kernels, which take one rate, are no choice."""
+    make = torch.Generator().manual_seed(0)
+    p = torch.nn.Parameter(torch.randn(6, generator=make, dtype=torch.float64))
+    options = {"learn": ("lr", "momentum"), "per": "element", "horizon": horizon}
+    optimizer = gdtuo.SGD([p], lr=0.05, momentum=0.5, **options, optimizer=gdtuo.SGD(lr=0.1))
+    for _ in range(8):
+        p.grad = torch.randn(6, generator=make, dtype=torch.float64)
+        optimizer.step()
+    if learn is None:
+        optimizer.learning = False
+    else:
+        optimizer.param_groups[0]["learn"] = learn
+    before, buffer = p.detach().clone(), optimizer.state[p]["momentum_buffer"].clone()
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    rates, momenta = optimizer._parts.engines[0].ladder.values[:, :2].unbind(1)  # which the update used
+    assert rates.max() > 1.1 * rates.min()
+    torch.testing.assert_close(p.detach() - before, -rates * (momenta * buffer + 1), rtol=1e-10, atol=1e-14)
+
+
+def test_a_bad_gradient_of_a_weight_that_then_has_none_is_forgotten():
+    make = torch.Generator().manual_seed(0)
+    good, bad = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizer = gdtuo.SGD([good, bad], lr=0.05, optimizer=gdtuo.SGD(lr=0.05))
+    rates = []
+    for t in range(8):
+        good.grad = torch.rand(3, generator=make)
+        bad.grad = torch.full((3,), float("nan")) if t == 2 else torch.ones(3) if t < 2 else None
+        optimizer.step()
+        rates.append(optimizer.hyperparameters()["L0/g0/lr"])
+    assert optimizer.skipped == 1
+    assert len(set(rates[3:])) == 5

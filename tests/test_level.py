@@ -278,3 +278,14 @@ def test_a_rule_that_branches_may_stand_above():
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-12)
     assert found[0][0] != 0.01
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-12, atol=0)
+
+
+def test_hypergradients_of_a_gradient_that_takes_the_place_of_one_that_is_still_there():
+    """Told apart by identity: tensors compare by their numbers, and raise where shapes differ."""
+    p = torch.nn.Parameter(torch.ones(4))
+    optimizer = gdtuo.SGD([p], lr=0.1, horizon=1, optimizer=gdtuo.SGD())
+    p.grad = old = torch.ones(4)
+    optimizer.step()
+    p.grad = torch.ones(4)
+    assert optimizer.hypergradients()["L0/g0/lr"] == pytest.approx(-1.0)
+    assert old is not p.grad

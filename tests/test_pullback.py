@@ -159,9 +159,8 @@ def labels(level: int, per: str, learn: tuple) -> dict:
 def twin_of(rule: str, numbers: dict, switches: dict, second_lr: float, **options) -> twin.Level:
     """Of the weights' level, with its defaults."""
     full = DEFAULTS[rule] | numbers
-    cosine = options.get("kind") == "cosine"
-    limited = cosine and options.get("per") != "element" and "lr" in options.get("learn", ())
-    usual = {"horizon": 100 if cosine and options.get("learn") == ("lr",) else 1, "trust": 0.15 if limited else math.inf}
+    limited = options.get("kind") == "cosine" and options.get("per") != "element" and options.get("learn") == ("lr",)
+    usual = {"horizon": 100 if limited else 1, "trust": 0.15 if limited else math.inf}
     return twin.Level(rule, [full, {**full, "lr": second_lr}], switches=switches, **(usual | options))
 
 

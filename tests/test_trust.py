@@ -254,3 +254,35 @@ def test_published_settings_have_no_limit_and_no_horizon():
     exact = gdtuo.Adam(weights(), optimizer=gdtuo.SGD(), hypergradient="exact")
     step([p for group in exact.param_groups for p in group["params"]], exact, 0)
     assert not [key for state in exact.state.values() for key in state if key.startswith("trace")]
+
+
+@pytest.mark.parametrize("learning", [True, False])
+def test_a_gradient_of_zero_measures_nothing_even_if_the_run_is_resumed_then(learning):
+    """What it left in the state is no measure: the first gradient that says something is."""
+    ends = []
+    for resumes in (False, True):
+        (p, _) = weights()
+        optimizer = gdtuo.auto([p])
+        optimizer.learning = learning
+        p.grad = torch.zeros_like(p)
+        optimizer.step()
+        if resumes:
+            state, optimizer = copy.deepcopy(optimizer.state_dict()), gdtuo.auto([p])
+            optimizer.load_state_dict(state)
+        step([p], optimizer, 1)
+        ends.append((p.detach().clone(), optimizer.hyperparameters()["L0/g0/lr"]))
+    assert torch.equal(ends[0][0], ends[1][0])
+    assert ends[0][1] == ends[1][1] < 1.0
+
+
+@pytest.mark.parametrize("waits", [{"learn_after": 10}, {"learning": False}])
+def test_a_warm_up_from_zero_before_anything_is_learned(waits):
+    (p, _) = weights()
+    optimizer = gdtuo.auto([p], gdtuo.SGD, learn_after=waits.get("learn_after", 0))
+    optimizer.learning = waits.get("learning", True)
+    warm_up = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: min(1.0, t / 4))
+    allowed = limit([p], 0.05)
+    for _ in range(8):
+        assert length(step([p], optimizer, 0)) <= 1.001 * allowed
+        warm_up.step()
+    assert optimizer.hyperparameters()["L0/g0/lr"] > 0

@@ -47,7 +47,7 @@ class AdamRule(MomentsRule):
     def native(
         self, weights: list[Tensor], gradients: list[Tensor], state: Mapping[str, list[Tensor]], hyper: Hyper, steps: list[Tensor]
     ) -> bool:
-        if not hyper["eps"] > 0:  # torch's 0 / 0 where a gradient has always been 0
+        if not hyper["eps"] > torch.finfo(torch.float32).tiny:  # torch's 0 / 0 where a gradient has always been 0
             return False
         kernel: Callable[..., None] = torch._fused_adamw_ if self.decoupled else torch._fused_adam_
         if weights[0].is_cuda:  # where the kernel reads the count of steps

@@ -53,6 +53,8 @@ class SGDRule(PenalizedRule):
     def native(
         self, weights: list[Tensor], gradients: list[Tensor], state: Mapping[str, list[Tensor]], hyper: Hyper, steps: list[Tensor]
     ) -> bool:
+        if hyper.get("momentum") == 0:  # torch's kernel takes no buffer then
+            return False
         kernel: Callable[..., None] = torch._fused_sgd_
         numbers = {"momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, **hyper}
         switches = {"nesterov": self.nesterov, "maximize": self.maximize, "is_first_step": bool(steps[0] == 1)}
