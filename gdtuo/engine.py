@@ -387,6 +387,8 @@ class Engine:
         if self._measuring and self.ladder is not None and not self.traced.is_captured:
             with quiet():
                 self.take(self.written())
+                for bucket in self._buckets:
+                    bucket.recut()  # programs count behind its back
                 runs = [(bucket, run) for bucket in self._buckets for run in bucket.runs()]
                 if self.learning and self.due(int(self.steps[0]) + 1):
                     self._measure(runs)

@@ -286,3 +286,15 @@ def test_a_warm_up_from_zero_before_anything_is_learned(waits):
         assert length(step([p], optimizer, 0)) <= 1.001 * allowed
         warm_up.step()
     assert optimizer.hyperparameters()["L0/g0/lr"] > 0
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_weights_that_are_measured_late_are_measured_at_that_step(capturable):
+    """Adam's bias corrections depend on the count of updates, those with a gradient of 0 included."""
+    (p, _) = weights()
+    optimizer = gdtuo.Adam([p], lr=1e3, trust=0.05, capturable=capturable, optimizer=gdtuo.SGD())
+    for _ in range(5):
+        p.grad = torch.zeros_like(p)
+        optimizer.step()
+    allowed = limit([p], 0.05)
+    assert length(step([p], optimizer, 1)) == pytest.approx(allowed, rel=1e-6)
