@@ -115,15 +115,15 @@ class Assembly(NamedTuple):
             raise TypeError(
                 f"{type(rule).__name__} has a switch that cannot be hashed: {error}. Give a tuple, not a list."
             ) from error
-        spread = options.per == "element"
-        # A hyperparameter that this group does not have cannot be learned here; its column stays 0. One that it has stopped
-        # to learn has a number for each weight all the same, if it had.
-        own = tuple(name for name in self.learned if name in present and (spread or blueprint.learns(name, group)))
+        # a hyperparameter that this group does not have cannot be learned here; its column stays 0
+        able = tuple(name for name in self.learned if name in present)
+        own = tuple(name for name in able if blueprint.learns(name, group))
+        spread = able if options.per == "element" else ()
         closed_form = blueprint.closed_form(self.learned)
         # Tangents are kept where they accumulate, where no closed form can rebuild them from the state, and
         # where the values to rebuild them with would take as much memory.
         horizon, limited = blueprint.horizon(self.learned), blueprint.trust(self.learned) < torch.inf
-        traced = bool(own) and (horizon > 1 or spread or not closed_form)
+        traced = bool(own) and (horizon > 1 or bool(spread) or not closed_form)
         noisy = options.hypergradient == "cosine" and not rule.direct.issuperset(own)
         moved = bool(own) and (noisy or limited)
         return Recipe(rule, present, own, dtype, traced, closed_form, 1.0 - 1.0 / horizon, spread, moved)

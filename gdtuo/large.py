@@ -37,8 +37,8 @@ class LargeBucket(SegmentedBucket):
         self._fused = fused
         self._block = BLOCK * (1 if self.device.type == "cpu" else DEVICE_BLOCKS)
         self._pieces: dict[tuple[int, int], list[Piece]] = {}
-        spread = [f"{prefix}{name}" for name in self.recipe.own for prefix in ("", "slope ")] if self.recipe.spread else []
-        self._spread = dict(zip(spread, self.columns_of(spread), strict=True))  # what is an array, one number a weight
+        columns = self.recipe.columns
+        self._spread = dict(zip(columns, self.columns_of(columns), strict=True))  # what is an array, one number a weight
 
     @staticmethod
     def kinds(recipe: Recipe) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ class Recipe:
         traced: whether tangents are kept, and accumulate, from update to update.
         closed_form: whether the rule's own closed form differentiates its updates.
         decay: what remains of a trace after one more update.
-        spread: whether hyperparameters are arrays, one number for each weight.
+        spread: the hyperparameters that are arrays, one number for each weight: `own`, and those that are learned no more.
         moved: whether |Δ|² is needed, to tell tangents from rounding noise or to limit updates.
     """
 
@@ -40,13 +40,13 @@ class Recipe:
     traced: bool
     closed_form: bool
     decay: float
-    spread: bool
+    spread: tuple[str, ...]
     moved: bool
 
     @property
     def numbers(self) -> tuple[str, ...]:
         """The hyperparameters that the kernels take as numbers."""
-        return tuple(name for name in self.present if not (self.spread and name in self.own))
+        return tuple(name for name in self.present if name not in self.spread)
 
     @property
     def remembered(self) -> tuple[str, ...]:
@@ -95,8 +95,12 @@ class Recipe:
         """Arrays that an update that is to be learned from takes besides weights and gradient, by example."""
         state = self._initial()
         wide = torch.promote_types(self.dtype, torch.float32)
-        spread = [f"{prefix}{name}" for prefix in ("", "slope ") for name in self.own] if self.spread else []
-        return state | self._examples((*self.traces, *self.remembered), self.dtype) | self._examples(spread, wide)
+        return state | self._examples((*self.traces, *self.remembered), self.dtype) | self._examples(self.columns, wide)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What is an array of one number for each weight: hyperparameters, and slopes of those that are learned."""
+        return (*self.spread, *(f"slope {name}" for name in self.own)) if self.spread else ()
 
     def kernel(self, kind: str) -> Kernel:
         """One of the rule's kernels.
@@ -112,7 +116,7 @@ class Recipe:
     # ---------------------------------------------------------------- what the kernels compute
 
     def _hyper(self, arrays: dict[str, Tensor], numbers: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: arrays[name] if self.spread and name in self.own else numbers[name] for name in self.present}
+        return {name: arrays[name] if name in self.spread else numbers[name] for name in self.present}
 
     def _state(self, arrays: dict[str, Tensor], numbers: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: arrays[name] for name in self.state} | {name: numbers[name] for name in self.uniform}
@@ -218,6 +222,6 @@ def _recorded(recipe: Recipe, kind: str) -> Kernel:
         numbers = (*recipe.numbers, *(slopes if kind == "compact" else ()), *recipe.uniform)
         function = recipe._compact if kind == "compact" else recipe._change
         return Kernel(function, recipe._examples((*first, *names), recipe.dtype), (*numbers, "step"))
-    needed = [*recipe.state, *(recipe.own if recipe.spread else ())]
+    needed = [*recipe.state, *recipe.spread]
     numbers = (*recipe.numbers, *recipe.uniform, "step")
     return Kernel(recipe._update, main | {name: recipe.arrays[name] for name in needed}, numbers)

@@ -118,8 +118,7 @@ class Stretch(Piece):
         self._uniform = {kind: number_function(kernel.uniform) for kind, kernel in self._kernels.items()}
         self._scales = {kind: number_function(kernel.scale) for kind, kernel in self._kernels.items()}
         self._columns = {kind: bucket.columns_of(kernel.factors.inputs) for kind, kernel in self._kernels.items()}
-        spread = [f"{prefix}{name}" for name in recipe.own for prefix in ("", "slope ")] if recipe.spread else []
-        self._spread = dict(zip(spread, bucket.columns_of(spread), strict=True))
+        self._spread = dict(zip(recipe.columns, bucket.columns_of(recipe.columns), strict=True))
 
     def _given(self, kind: str, rows: Tensor, step: Tensor) -> list[Tensor]:
         """[segments] each: the numbers that a kernel takes, from rows of values and slopes, and states that are numbers."""

@@ -456,3 +456,19 @@ def test_a_bad_gradient_of_a_weight_that_then_has_none_is_forgotten():
         rates.append(optimizer.hyperparameters()["L0/g0/lr"])
     assert optimizer.skipped == 1
     assert len(set(rates[3:])) == 5
+
+
+def test_what_a_group_learns_no_more_teaches_the_levels_above_nothing():
+    make = torch.Generator().manual_seed(0)
+    p = torch.nn.Parameter(torch.randn(6, generator=make))
+    optimizer = gdtuo.SGD([p], lr=0.05, per="element", optimizer=gdtuo.SGD(optimizer=gdtuo.Adam(lr=0.02)))
+    kept = []
+    for t in range(8):
+        if t == 4:
+            optimizer.param_groups[0]["learn"] = ()
+        p.grad = torch.randn(6, generator=make)
+        optimizer.step()
+        group = optimizer.param_groups[0]
+        kept.append({key: value.clone() for key, value in group.items() if key.startswith(("L1/s", "L2/s"))})
+    assert any(not torch.equal(kept[2][key], kept[3][key]) for key in kept[0])
+    assert all(torch.equal(kept[4][key], kept[7][key]) for key in kept[0])

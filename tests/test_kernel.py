@@ -69,7 +69,7 @@ def recipes() -> list:
                 if closed_form and not rule.closed_form and way != "spread":
                     continue
                 closed = closed_form and rule.closed_form
-                recipe = Recipe(rule, tuple(numbers), own, F64, traced, closed, DECAY, spread, learned == "all")
+                recipe = Recipe(rule, tuple(numbers), own, F64, traced, closed, DECAY, own if spread else (), learned == "all")
                 found.append(pytest.param(recipe, numbers, id=f"{name}-{learned}-{way}"))
     return found
 
@@ -288,7 +288,7 @@ class AnotherLength(DriftRule):
 @pytest.mark.parametrize("kind", ["update", "learn"])
 @pytest.mark.parametrize("rule", [BranchOnStep, BranchOnNumber, FixedLength, AnotherLength])
 def test_what_has_no_kernel(rule, kind):
-    recipe = Recipe(rule(), ("lr", "momentum"), ("lr",), F64, True, False, 0.0, False, False)
+    recipe = Recipe(rule(), ("lr", "momentum"), ("lr",), F64, True, False, 0.0, (), False)
     with pytest.raises(UnrecordableError):
         recipe.kernel(kind)
 
