@@ -46,8 +46,8 @@ class Learning(TypedDict, total=False):
     trust: by how much of the weights' length one update may move them before the learned learning rate is lowered, as
         LARS's trust coefficient: lr <= trust |w| / |d|, d the update at a learning rate of 1. So a start that is too high is
         mended before the first update. See `gdtuo.trust` for how |w| and |d| are known. For the weights' level, in (0, inf];
-        inf is no limit. Steps that do not learn take what is written; only if you set a limit, the first update keeps to it even
-        so. Default: 0.15 where the horizon is 100 by default; else inf.
+        inf is no limit. Steps that do not learn take what is written; only if you set a limit they keep to it even so (in a
+        compiled program the first one does). Default: 0.15 where the horizon is 100 by default; else inf.
     sharded: whether each rank of a distributed training has plain tensors of its own, as under FSDP1 and
         ZeroRedundancyOptimizer: True, or the process group over which they are spread. Sums are then added up over the
         ranks, one small message a step. Not needed for DistributedDataParallel, whose ranks have the same tensors, nor for
