@@ -5,10 +5,10 @@ the weights, as in You, Gitman & Ginsburg 2017 (LARS, there an equality for each
 
     lr <= κ |w| / |d|
 
-Before the first update d is computed, once, and again where the gradient was 0. Later it is taken from the last one, |d| = |Δ| / lr; where the gradient stands in
-d as it is, as in SGD's, |d|² grows by what |g|² has grown since the step before. |w| is measured before the first update, every
-weight counting for at least `TYPICAL`, and grows to |Z|, the way of the last `horizon` updates, where that is longer. So later
-steps need nothing but sums that are there anyway.
+Before the first update d is computed, once, and again where the gradient was 0. Later it is taken from the last one,
+|d| = |Δ| / lr; where the gradient stands in d as it is, as in SGD's, |d|² grows by what |g|² has grown since the step before.
+|w| is measured before the first update, every weight counting for at least `TYPICAL`, and grows to |Z|, the way of the last
+`horizon` updates, where that is longer. So later steps need nothing but sums that are there anyway.
 """
 
 from __future__ import annotations
